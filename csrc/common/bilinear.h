@@ -1,0 +1,62 @@
+// Bilinear sampling and its derivatives, once for every operator and both kinds of machine.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/host_device.h"
+
+namespace dk {
+
+// The four pixels around a sampling position, in the order (top left, top right, bottom left, bottom right). `index` is the
+// row-major pixel number, -1 where the pixel lies outside the map and counts as zero; `weight` are the bilinear weights.
+template <typename T>
+struct Corners {
+  int64_t index[4];
+  T weight[4];
+  T fy, fx;  // distances to the top row and the left column, in [0, 1)
+};
+
+// Positions with -1 < y < height and -1 < x < width see the map. The guard is written so that NaN fails it; infinities and
+// everything outside fail it too, and such a position reads nothing and gets no gradient.
+template <typename T>
+DK_HOST_DEVICE Corners<T> bilinear_corners(T y, T x, int64_t height, int64_t width) {
+  Corners<T> c;
+  if (!(y > T(-1) && y < T(height) && x > T(-1) && x < T(width))) {
+    for (int k = 0; k < 4; ++k) {
+      c.index[k] = -1;
+      c.weight[k] = T(0);
+    }
+    c.fy = c.fx = T(0);
+    return c;
+  }
+  const T top = std::floor(y), left = std::floor(x);
+  const int64_t y0 = static_cast<int64_t>(top), x0 = static_cast<int64_t>(left);
+  c.fy = y - top;
+  c.fx = x - left;
+  const bool has_top = y0 >= 0, has_bottom = y0 + 1 < height, has_left = x0 >= 0, has_right = x0 + 1 < width;
+  const int64_t first = y0 * width + x0;
+  c.index[0] = has_top && has_left ? first : -1;
+  c.index[1] = has_top && has_right ? first + 1 : -1;
+  c.index[2] = has_bottom && has_left ? first + width : -1;
+  c.index[3] = has_bottom && has_right ? first + width + 1 : -1;
+  c.weight[0] = (1 - c.fy) * (1 - c.fx);
+  c.weight[1] = (1 - c.fy) * c.fx;
+  c.weight[2] = c.fy * (1 - c.fx);
+  c.weight[3] = c.fy * c.fx;
+  return c;
+}
+
+// Derivatives of the sampled value by y and x, given the four corner values (zero outside). Linear in the values, so sums over
+// channels may be put in their place.
+template <typename T>
+DK_HOST_DEVICE T bilinear_grad_y(const Corners<T>& c, const T value[4]) {
+  return (1 - c.fx) * (value[2] - value[0]) + c.fx * (value[3] - value[1]);
+}
+
+template <typename T>
+DK_HOST_DEVICE T bilinear_grad_x(const Corners<T>& c, const T value[4]) {
+  return (1 - c.fy) * (value[1] - value[0]) + c.fy * (value[3] - value[2]);
+}
+
+}  // namespace dk

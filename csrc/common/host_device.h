@@ -1,0 +1,8 @@
+// What host compilers and nvcc both need to read the shared bodies.
+#pragma once
+
+#if defined(__CUDACC__)
+#define DK_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define DK_HOST_DEVICE inline
+#endif

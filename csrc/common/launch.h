@@ -1,0 +1,49 @@
+// One way to run a body over many work items: as a CUDA grid, or, to test the device arithmetic where no GPU is, as a plain loop.
+//
+// A body is a struct with `template <class Lanes> DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const`. The lanes
+// of an item share its work: lane i of n takes the channels i, i + n, ... and `lanes.sum` adds up what they found.
+#pragma once
+
+#include <cstdint>
+
+#include "common/host_device.h"
+
+namespace dk {
+
+struct HostLanes {
+  DK_HOST_DEVICE int index() const { return 0; }
+  DK_HOST_DEVICE int count() const { return 1; }
+  template <typename T>
+  DK_HOST_DEVICE T sum(T value) const {
+    return value;
+  }
+};
+
+struct HostLauncher {
+  template <typename Body>
+  static void run(int64_t items, const Body& body) {
+    for (int64_t item = 0; item < items; ++item) {
+      body(item, HostLanes{});
+    }
+  }
+};
+
+template <typename T>
+DK_HOST_DEVICE void add_atomically(T* target, T value) {
+#if defined(__CUDA_ARCH__)
+  atomicAdd(target, value);
+#else
+  *target += value;
+#endif
+}
+
+// `kWidth` values read and written by one instruction. Pointers must be aligned to the whole.
+template <typename T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Vector {
+  T value[kWidth];
+
+  DK_HOST_DEVICE static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
+  DK_HOST_DEVICE void store(T* to) const { *reinterpret_cast<Vector*>(to) = *this; }
+};
+
+}  // namespace dk

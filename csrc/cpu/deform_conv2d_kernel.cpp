@@ -1,0 +1,560 @@
+// Host kernels of deform_conv2d.
+//
+// Everything runs in float (double for double): half types are widened on entry and rounded once at the end. The input is
+// channels-last, so one bilinear set-up serves a whole row of channels. The forward samples a tile of columns that stays in cache
+// and multiplies it at once by the packed weight. The backward gives every thread a slice of the channels: it alone writes that
+// slice of the input's and the weight's gradient, so no atomics are needed and the result does not depend on timing; only the
+// offset's and the mask's gradients are sums over slices, taken in a fixed order.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "common/bilinear.h"
+#include "cpu/gemm.h"
+#include "cpu/simd.h"
+#include "ops/deform_conv2d.h"
+
+namespace dk {
+
+namespace {
+
+// Where one tap of one output position reads, for all channels of an offset group.
+template <typename T>
+struct Sample {
+  Corners<T> corners;
+  T mask;
+  T weight[4];  // corner weights times mask
+};
+
+template <typename T>
+struct Problem {
+  DeformConv2dSizes s;
+  const T* input;   // [N, H, W, C]
+  const T* offset;  // [N, D, K, 2, P]
+  const T* mask;    // [N, D, K, P] or null
+
+  const T* image(int64_t n) const { return input + n * s.height * s.width * s.in_channels; }
+
+  // Fills samples[0, count) for the output positions from `first` on.
+  void plan(int64_t n, int64_t d, int64_t tap, int64_t first, int64_t count, Sample<T>* samples) const {
+    const int64_t positions = s.positions(), row = (n * s.offset_groups + d) * s.taps() + tap;
+    const T* dy = offset + row * 2 * positions + first;
+    const T* dx = dy + positions;
+    const T* m = mask ? mask + row * positions + first : nullptr;
+    int64_t oh = first / s.out_w, ow = first % s.out_w;
+    for (int64_t t = 0; t < count; ++t) {
+      Sample<T>& sample = samples[t];
+      const T y = static_cast<T>(rest_y(s, oh, tap / s.kernel_w)) + dy[t];
+      const T x = static_cast<T>(rest_x(s, ow, tap % s.kernel_w)) + dx[t];
+      sample.corners = bilinear_corners(y, x, s.height, s.width);
+      sample.mask = m ? m[t] : T(1);
+      for (int k = 0; k < 4; ++k) {
+        // A corner outside weighs nothing whatever the mask holds: 0 * infinity must not spread.
+        sample.weight[k] = sample.corners.index[k] < 0 ? T(0) : sample.corners.weight[k] * sample.mask;
+      }
+      if (++ow == s.out_w) {
+        ow = 0;
+        ++oh;
+      }
+    }
+  }
+};
+
+// out[t, 0:width] = the sampled channels; `image` points at the first channel wanted, `zeros` at a row of width zeros.
+template <typename T>
+DK_SIMD_CLONES void sample_rows(
+    const T* image, int64_t pixel_stride, const Sample<T>* samples, int64_t count, int64_t width, const T* zeros, T* out,
+    int64_t out_stride) {
+  for (int64_t t = 0; t < count; ++t, out += out_stride) {
+    const T* corner[4];
+    for (int k = 0; k < 4; ++k) {
+      const int64_t index = samples[t].corners.index[k];
+      corner[k] = index < 0 ? zeros : image + index * pixel_stride;
+    }
+    const T w0 = samples[t].weight[0], w1 = samples[t].weight[1], w2 = samples[t].weight[2], w3 = samples[t].weight[3];
+    const T *c0 = corner[0], *c1 = corner[1], *c2 = corner[2], *c3 = corner[3];
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      out[c] = w0 * c0[c] + w1 * c1[c] + w2 * c2[c] + w3 * c3[c];
+    }
+  }
+}
+
+// Takes the gradient of the columns apart. For each position t: dots[t, k] += sum over channels of grad * corner k, columns[t] =
+// the sampled channels, and, where grad_image is given, grad_image[corner k] += weight k * grad. `scratch` takes what falls
+// outside the map.
+template <typename T, bool kScatter>
+DK_SIMD_CLONES void backward_rows(
+    const T* image, T* grad_image, int64_t pixel_stride, const Sample<T>* samples, int64_t count, int64_t width, const T* zeros,
+    T* scratch, const T* grad, T* columns, int64_t row_stride, T* dots) {
+  for (int64_t t = 0; t < count; ++t, grad += row_stride, columns += row_stride, dots += 4) {
+    const T* corner[4];
+    T* target[4];
+    for (int k = 0; k < 4; ++k) {
+      const int64_t index = samples[t].corners.index[k];
+      corner[k] = index < 0 ? zeros : image + index * pixel_stride;
+      target[k] = index < 0 || !kScatter ? scratch : grad_image + index * pixel_stride;
+    }
+    const T w0 = samples[t].weight[0], w1 = samples[t].weight[1], w2 = samples[t].weight[2], w3 = samples[t].weight[3];
+    const T *c0 = corner[0], *c1 = corner[1], *c2 = corner[2], *c3 = corner[3];
+    T *g0 = target[0], *g1 = target[1], *g2 = target[2], *g3 = target[3];
+    T dot0 = 0, dot1 = 0, dot2 = 0, dot3 = 0;
+#pragma omp simd reduction(+ : dot0, dot1, dot2, dot3)
+    for (int64_t c = 0; c < width; ++c) {
+      const T g = grad[c];
+      dot0 += g * c0[c];
+      dot1 += g * c1[c];
+      dot2 += g * c2[c];
+      dot3 += g * c3[c];
+      columns[c] = w0 * c0[c] + w1 * c1[c] + w2 * c2[c] + w3 * c3[c];
+      if (kScatter) {
+        g0[c] += w0 * g;
+        g1[c] += w1 * g;
+        g2[c] += w2 * g;
+        g3[c] += w3 * g;
+      }
+    }
+    dots[0] += dot0;
+    dots[1] += dot1;
+    dots[2] += dot2;
+    dots[3] += dot3;
+  }
+}
+
+// out[t] += in[t] * factor, channel by channel: a depthwise filter's tap.
+template <typename T>
+DK_SIMD_CLONES void multiply_add_rows(const T* in, const T* factor, int64_t count, int64_t width, int64_t out_stride, T* out) {
+  for (int64_t t = 0; t < count; ++t, in += width, out += out_stride) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      out[c] += in[c] * factor[c];
+    }
+  }
+}
+
+// out = in * factor, channel by channel.
+template <typename T>
+DK_SIMD_CLONES void multiply_rows(
+    const T* in, int64_t in_stride, const T* factor, int64_t count, int64_t width, T* out, int64_t out_stride) {
+  for (int64_t t = 0; t < count; ++t, in += in_stride, out += out_stride) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      out[c] = in[c] * factor[c];
+    }
+  }
+}
+
+// out += sum over t of a[t] * b[t], channel by channel.
+template <typename T>
+DK_SIMD_CLONES void multiply_reduce_rows(
+    const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t count, int64_t width, T* out) {
+  for (int64_t t = 0; t < count; ++t, a += a_stride, b += b_stride) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      out[c] += a[c] * b[c];
+    }
+  }
+}
+
+bool is_depthwise(const DeformConv2dSizes& s) {
+  return s.group_in() == 1 && s.group_out() == 1;
+}
+
+// Output positions a tile holds: as many as keep `floats_per_position` values each inside a quarter megabyte, evenly cut.
+int64_t tile_positions(int64_t positions, int64_t floats_per_position, int64_t batch) {
+  constexpr int64_t kCacheFloats = 64 * 1024;
+  int64_t tile = std::clamp<int64_t>(kCacheFloats / floats_per_position, 32, 256);
+  // Four tiles a thread even out threads that start late.
+  const int64_t wanted = 4 * at::get_num_threads();
+  tile = std::min(tile, std::max<int64_t>(32, positions * batch / wanted));
+  const int64_t tiles = (positions + tile - 1) / tile;
+  return (positions + tiles - 1) / tiles;
+}
+
+template <typename T>
+at::Tensor widen(const at::Tensor& tensor, at::MemoryFormat format) {
+  return tensor.to(c10::CppTypeToScalarType<T>::value).contiguous(format);
+}
+
+// Writes a [count, channels] tile to the output, which is [channels, positions] (kRows false) or [positions, channels].
+template <typename T>
+void store_tile(const T* tile, const T* bias, int64_t count, const DeformConv2dSizes& s, bool channels_last, int64_t first, T* out) {
+  const int64_t channels = s.out_channels, positions = s.positions();
+  if (channels_last) {
+    for (int64_t t = 0; t < count; ++t) {
+      T* row = out + (first + t) * channels;
+      for (int64_t o = 0; o < channels; ++o) {
+        row[o] = tile[t * channels + o] + (bias ? bias[o] : T(0));
+      }
+    }
+    return;
+  }
+  for (int64_t o = 0; o < channels; ++o) {
+    T* row = out + o * positions + first;
+    const T shift = bias ? bias[o] : T(0);
+    for (int64_t t = 0; t < count; ++t) {
+      row[t] = tile[t * channels + o] + shift;
+    }
+  }
+}
+
+template <typename T>
+at::Tensor forward(
+    const DeformConv2dSizes& s,
+    const at::Tensor& input,
+    const at::Tensor& offset,
+    const std::optional<at::Tensor>& mask,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias) {
+  const auto format = input.suggest_memory_format();
+  const bool channels_last = format == at::MemoryFormat::ChannelsLast;
+  const auto compute = c10::CppTypeToScalarType<T>::value;
+  at::Tensor output = at::empty({s.batch, s.out_channels, s.out_h, s.out_w}, input.options().dtype(compute), format);
+  if (s.batch == 0) {
+    return output.to(input.scalar_type());
+  }
+  const at::Tensor x = widen<T>(input, at::MemoryFormat::ChannelsLast);
+  const at::Tensor off = widen<T>(offset, at::MemoryFormat::Contiguous);
+  const at::Tensor msk = mask ? widen<T>(*mask, at::MemoryFormat::Contiguous) : at::Tensor();
+  const at::Tensor w = widen<T>(weight, at::MemoryFormat::Contiguous);
+  const at::Tensor b = bias ? widen<T>(*bias, at::MemoryFormat::Contiguous) : at::Tensor();
+  const Problem<T> problem{s, x.const_data_ptr<T>(), off.const_data_ptr<T>(), mask ? msk.const_data_ptr<T>() : nullptr};
+  const T* bias_data = bias ? b.const_data_ptr<T>() : nullptr;
+  T* out = output.mutable_data_ptr<T>();
+
+  const int64_t taps = s.taps(), channels = s.in_channels, positions = s.positions();
+  const int64_t group_in = s.group_in(), group_out = s.group_out(), group_rows = taps * group_in;
+  const bool depthwise = is_depthwise(s);
+  // Filters tap by tap: packed [taps * group_in, group_out] per group, or [taps, C] for depthwise ones.
+  std::vector<T> packed(w.numel());
+  const T* w_data = w.const_data_ptr<T>();
+  if (depthwise) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        packed[tap * channels + c] = w_data[c * taps + tap];
+      }
+    }
+  } else {
+    const at::Tensor by_tap = w.view({s.groups, group_out, group_in, taps}).permute({0, 3, 2, 1}).contiguous();
+    for (int64_t g = 0; g < s.groups; ++g) {
+      const int64_t shift = g * group_rows * group_out;
+      pack_panels(by_tap.const_data_ptr<T>() + shift, group_rows, group_out, group_out, 1, packed.data() + shift);
+    }
+  }
+
+  // Taps sampled before each matrix product: more taps make longer sums, as long as the columns stay in cache.
+  const int64_t block = depthwise ? 1 : std::clamp<int64_t>(1024 / channels, 1, taps);
+  const int64_t tile = tile_positions(positions, block * channels, s.batch);
+  const int64_t tiles = (positions + tile - 1) / tile;
+  at::parallel_for(0, s.batch * tiles, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Sample<T>> samples(tile);
+    std::vector<T> columns(tile * block * channels), result(tile * s.out_channels), zeros(s.offset_group_channels());
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / tiles, first = unit % tiles * tile, count = std::min(tile, positions - first);
+      if (depthwise) {
+        std::fill(result.begin(), result.end(), T(0));
+      }
+      for (int64_t tap = 0; tap < taps; tap += block) {
+        const int64_t width = std::min(block, taps - tap), row = width * channels;
+        for (int64_t k = 0; k < width; ++k) {
+          for (int64_t d = 0; d < s.offset_groups; ++d) {
+            const int64_t c = d * s.offset_group_channels();
+            problem.plan(n, d, tap + k, first, count, samples.data());
+            sample_rows(
+                problem.image(n) + c, channels, samples.data(), count, s.offset_group_channels(), zeros.data(),
+                columns.data() + k * channels + c, row);
+          }
+        }
+        if (depthwise) {
+          multiply_add_rows(columns.data(), packed.data() + tap * channels, count, channels, channels, result.data());
+        } else if (s.groups == 1) {
+          gemm_packed(
+              count, group_out, group_rows, tap * channels, row, columns.data(), row, packed.data(), result.data(), group_out,
+              tap > 0);
+        } else {
+          for (int64_t g = 0; g < s.groups; ++g) {
+            for (int64_t k = 0; k < width; ++k) {
+              gemm_packed(
+                  count, group_out, group_rows, (tap + k) * group_in, group_in, columns.data() + k * channels + g * group_in, row,
+                  packed.data() + g * group_rows * group_out, result.data() + g * group_out, s.out_channels, tap + k > 0);
+            }
+          }
+        }
+      }
+      store_tile(result.data(), bias_data, count, s, channels_last, first, out + n * s.out_channels * positions);
+    }
+  });
+  return output.to(input.scalar_type());
+}
+
+// A run of at most kPanel channels that one matrix product covers: a piece of one weight group, or several whole small groups.
+struct Panel {
+  int64_t first, width;
+};
+
+std::vector<Panel> channel_panels(const DeformConv2dSizes& s) {
+  const int64_t group = s.group_in();
+  std::vector<Panel> panels;
+  if (group >= kPanel) {
+    for (int64_t g = 0; g < s.groups; ++g) {
+      for (int64_t c = 0; c < group; c += kPanel) {
+        panels.push_back({g * group + c, std::min(kPanel, group - c)});
+      }
+    }
+  } else {
+    const int64_t step = kPanel / group * group;
+    for (int64_t c = 0; c < s.in_channels; c += step) {
+      panels.push_back({c, std::min(step, s.in_channels - c)});
+    }
+  }
+  return panels;
+}
+
+// The backward of one image and one slice of the channels.
+template <typename T>
+struct BackwardUnit {
+  const Problem<T>& problem;
+  const T* grad_rows;     // [P, O] of this image
+  const T* grad_columns;  // [O, P] of this image
+  const T* filter;        // blocks [taps][channel part][group_out, part width], see weight_block
+  T* grad_image;          // [H, W, C] of this image or null
+  T* grad_filter;         // like filter
+  T* grad_sample;         // [D, K, 3, P]: y, x, mask; this slice's share
+
+  void run(int64_t n, const Panel* begin, const Panel* end, int64_t tile) const {
+    const DeformConv2dSizes& s = problem.s;
+    const int64_t positions = s.positions(), group_channels = s.offset_group_channels();
+    const int64_t low = begin->first / group_channels, high = ((end - 1)->first + (end - 1)->width - 1) / group_channels + 1;
+    std::vector<Sample<T>> samples((high - low) * tile);
+    std::vector<T> dots((high - low) * tile * 4), grad(tile * kPanel), columns(tile * kPanel), zeros(kPanel), scratch(kPanel);
+    for (int64_t first = 0; first < positions; first += tile) {
+      const int64_t count = std::min(tile, positions - first);
+      for (int64_t tap = 0; tap < s.taps(); ++tap) {
+        for (int64_t d = low; d < high; ++d) {
+          problem.plan(n, d, tap, first, count, samples.data() + (d - low) * tile);
+        }
+        std::fill(dots.begin(), dots.end(), T(0));
+        for (const Panel* panel = begin; panel != end; ++panel) {
+          column_gradient(*panel, tap, first, count, grad.data());
+          const int64_t panel_end = panel->first + panel->width;
+          for (int64_t c = panel->first; c < panel_end;) {
+            const int64_t d = c / group_channels, width = std::min(panel_end, (d + 1) * group_channels) - c;
+            const int64_t shift = c - panel->first;
+            const auto rows = grad_image ? backward_rows<T, true> : backward_rows<T, false>;
+            rows(
+                problem.image(n) + c, grad_image ? grad_image + c : nullptr, s.in_channels, samples.data() + (d - low) * tile,
+                count, width, zeros.data(), scratch.data(), grad.data() + shift, columns.data() + shift, kPanel,
+                dots.data() + (d - low) * tile * 4);
+            c += width;
+          }
+          filter_gradient(*panel, tap, first, count, columns.data());
+        }
+        for (int64_t d = low; d < high; ++d) {
+          sample_gradient(d, tap, first, count, samples.data() + (d - low) * tile, dots.data() + (d - low) * tile * 4);
+        }
+      }
+    }
+  }
+
+  // Calls body(first channel, width, group) for the parts of a panel that lie in one weight group each.
+  template <typename Body>
+  void each_part(const Panel& panel, const Body& body) const {
+    const int64_t group = problem.s.group_in();
+    for (int64_t c = panel.first; c < panel.first + panel.width;) {
+      const int64_t g = c / group, width = std::min(panel.first + panel.width, (g + 1) * group) - c;
+      body(c, width, g);
+      c += width;
+    }
+  }
+
+  // Start of the dense [group_out, width] block of the filter for one tap and the part of channels from c on.
+  int64_t weight_block(int64_t tap, int64_t c) const { return (tap * problem.s.in_channels + c) * problem.s.group_out(); }
+
+  void column_gradient(const Panel& panel, int64_t tap, int64_t first, int64_t count, T* grad) const {
+    const DeformConv2dSizes& s = problem.s;
+    const T* rows = grad_rows + first * s.out_channels;
+    if (is_depthwise(s)) {
+      multiply_rows(
+          rows + panel.first, s.out_channels, filter + weight_block(tap, panel.first), count, panel.width, grad, kPanel);
+      return;
+    }
+    each_part(panel, [&](int64_t c, int64_t width, int64_t g) {
+      gemm(
+          count, width, s.group_out(), rows + g * s.group_out(), s.out_channels, filter + weight_block(tap, c), width,
+          grad + c - panel.first, kPanel, false);
+    });
+  }
+
+  void filter_gradient(const Panel& panel, int64_t tap, int64_t first, int64_t count, const T* columns) const {
+    const DeformConv2dSizes& s = problem.s;
+    if (is_depthwise(s)) {
+      multiply_reduce_rows(
+          columns, kPanel, grad_rows + first * s.out_channels + panel.first, s.out_channels, count, panel.width,
+          grad_filter + weight_block(tap, panel.first));
+      return;
+    }
+    each_part(panel, [&](int64_t c, int64_t width, int64_t g) {
+      gemm(
+          s.group_out(), width, count, grad_columns + g * s.group_out() * s.positions() + first, s.positions(),
+          columns + c - panel.first, kPanel, grad_filter + weight_block(tap, c), width, true);
+    });
+  }
+
+  void sample_gradient(int64_t d, int64_t tap, int64_t first, int64_t count, const Sample<T>* samples, const T* dots) const {
+    const int64_t positions = problem.s.positions();
+    T* y = grad_sample + (d * problem.s.taps() + tap) * 3 * positions + first;
+    for (int64_t t = 0; t < count; ++t) {
+      const Corners<T>& corners = samples[t].corners;
+      const T* dot = dots + 4 * t;
+      y[t] = samples[t].mask * bilinear_grad_y(corners, dot);
+      y[t + positions] = samples[t].mask * bilinear_grad_x(corners, dot);
+      y[t + 2 * positions] = corners.weight[0] * dot[0] + corners.weight[1] * dot[1] + corners.weight[2] * dot[2] +
+          corners.weight[3] * dot[3];
+    }
+  }
+};
+
+template <typename T>
+DeformConv2dGradients backward(
+    const DeformConv2dSizes& s,
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const at::Tensor& offset,
+    const std::optional<at::Tensor>& mask,
+    const at::Tensor& weight,
+    std::array<bool, 5> wanted) {
+  const auto options = input.options().dtype(c10::CppTypeToScalarType<T>::value);
+  const int64_t taps = s.taps(), channels = s.in_channels, positions = s.positions(), groups = s.offset_groups;
+  const int64_t group_in = s.group_in(), group_out = s.group_out();
+  const at::Tensor x = widen<T>(input, at::MemoryFormat::ChannelsLast);
+  const at::Tensor off = widen<T>(offset, at::MemoryFormat::Contiguous);
+  const at::Tensor msk = mask ? widen<T>(*mask, at::MemoryFormat::Contiguous) : at::Tensor();
+  const at::Tensor grad_rows = widen<T>(grad_output, at::MemoryFormat::ChannelsLast);
+  const at::Tensor grad_columns = widen<T>(grad_output, at::MemoryFormat::Contiguous);
+  const Problem<T> problem{s, x.const_data_ptr<T>(), off.const_data_ptr<T>(), mask ? msk.const_data_ptr<T>() : nullptr};
+
+  const std::vector<Panel> panels = channel_panels(s);
+  const int64_t threads = at::get_num_threads();
+  const int64_t slices = std::min<int64_t>(panels.size(), threads);
+  const int64_t blocks = std::max<int64_t>(1, std::min(s.batch, (threads + slices - 1) / slices));  // of images
+
+  // The filter in dense blocks, one per tap and panel part.
+  const at::Tensor by_tap = widen<T>(weight, at::MemoryFormat::Contiguous)
+                                .view({s.groups, group_out, group_in, taps})
+                                .permute({3, 0, 1, 2})
+                                .contiguous();  // [K, groups, group_out, group_in]
+  const auto blockwise = [&](T* dense, T* blocked, bool into_blocks) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t g = 0; g < s.groups; ++g) {
+        T* rows = dense + (tap * s.groups + g) * group_out * group_in;
+        for (int64_t c = 0; c < group_in; c += kPanel) {
+          const int64_t width = std::min(kPanel, group_in - c);
+          for (int64_t o = 0; o < group_out; ++o, blocked += width) {
+            T* row = rows + o * group_in + c;
+            if (into_blocks) {
+              std::copy_n(row, width, blocked);
+            } else {
+              std::copy_n(blocked, width, row);
+            }
+          }
+        }
+      }
+    }
+  };
+  std::vector<T> filter(by_tap.numel());
+  blockwise(by_tap.mutable_data_ptr<T>(), filter.data(), true);
+
+  at::Tensor grad_x = wanted[0] ? at::zeros_like(x) : at::Tensor();
+  at::Tensor grad_filter = at::zeros({blocks, by_tap.numel()}, options);
+  at::Tensor grad_sample = at::zeros({slices, s.batch, groups, taps, 3, positions}, options);
+  const int64_t image_size = s.height * s.width * channels, grad_size = s.out_channels * positions;
+  const int64_t sample_size = groups * taps * 3 * positions;
+  const int64_t tile = std::min<int64_t>(128, positions);
+  at::parallel_for(0, slices * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t slice = unit % slices, block = unit / slices;
+      const Panel* first = panels.data() + panels.size() * slice / slices;
+      const Panel* last = panels.data() + panels.size() * (slice + 1) / slices;
+      for (int64_t n = s.batch * block / blocks; n < s.batch * (block + 1) / blocks; ++n) {
+        BackwardUnit<T>{
+            problem,
+            grad_rows.const_data_ptr<T>() + n * grad_size,
+            grad_columns.const_data_ptr<T>() + n * grad_size,
+            filter.data(),
+            wanted[0] ? grad_x.mutable_data_ptr<T>() + n * image_size : nullptr,
+            grad_filter.mutable_data_ptr<T>() + block * by_tap.numel(),
+            grad_sample.mutable_data_ptr<T>() + (slice * s.batch + n) * sample_size,
+        }
+            .run(n, first, last, tile);
+      }
+    }
+  });
+
+  const at::Tensor none = at::empty({0}, input.options());
+  DeformConv2dGradients result(none, none, none, none, none);
+  if (wanted[0]) {
+    std::get<0>(result) = grad_x.to(input.scalar_type()).contiguous(input.suggest_memory_format());
+  }
+  if (wanted[1] || wanted[2]) {
+    const at::Tensor sum = grad_sample.sum(0);
+    if (wanted[1]) {
+      std::get<1>(result) = sum.narrow(3, 0, 2).reshape(offset.sizes()).to(offset.scalar_type());
+    }
+    if (wanted[2]) {
+      std::get<2>(result) = sum.select(3, 2).reshape(mask->sizes()).to(mask->scalar_type());
+    }
+  }
+  if (wanted[3]) {
+    at::Tensor sum = grad_filter.sum(0), dense = at::empty_like(by_tap);
+    blockwise(dense.mutable_data_ptr<T>(), sum.mutable_data_ptr<T>(), false);
+    std::get<3>(result) = dense.permute({1, 2, 3, 0}).reshape(weight.sizes()).to(weight.scalar_type());
+  }
+  if (wanted[4]) {
+    std::get<4>(result) = grad_rows.sum({0, 2, 3}).to(weight.scalar_type());
+  }
+  return result;
+}
+
+at::Tensor deform_conv2d_cpu(
+    const at::Tensor& input,
+    const at::Tensor& offset,
+    const std::optional<at::Tensor>& mask,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias,
+    at::IntArrayRef stride,
+    at::IntArrayRef padding,
+    at::IntArrayRef dilation) {
+  const auto s = check_deform_conv2d(input, offset, mask, weight, bias, stride, padding, dilation);
+  return input.scalar_type() == at::kDouble ? forward<double>(s, input, offset, mask, weight, bias)
+                                            : forward<float>(s, input, offset, mask, weight, bias);
+}
+
+DeformConv2dGradients deform_conv2d_backward_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const at::Tensor& offset,
+    const std::optional<at::Tensor>& mask,
+    const at::Tensor& weight,
+    at::IntArrayRef stride,
+    at::IntArrayRef padding,
+    at::IntArrayRef dilation,
+    std::array<bool, 5> output_mask) {
+  const auto s = check_deform_conv2d(input, offset, mask, weight, std::nullopt, stride, padding, dilation);
+  check_deform_conv2d_grad(grad_output, input, mask, s, output_mask);
+  return input.scalar_type() == at::kDouble
+      ? backward<double>(s, grad_output, input, offset, mask, weight, output_mask)
+      : backward<float>(s, grad_output, input, offset, mask, weight, output_mask);
+}
+
+}  // namespace
+
+}  // namespace dk
+
+TORCH_LIBRARY_IMPL(dk_detection, CPU, m) {
+  m.impl("deform_conv2d", &dk::deform_conv2d_cpu);
+  m.impl("deform_conv2d_backward", &dk::deform_conv2d_backward_cpu);
+}

@@ -1,0 +1,50 @@
+// Runs the bodies of common/ on the current device and stream.
+#pragma once
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace dk {
+
+constexpr int kWarp = 32;
+constexpr int kBlock = 256;
+
+struct WarpLanes {
+  __device__ __forceinline__ int index() const { return threadIdx.x % kWarp; }
+  __device__ __forceinline__ int count() const { return kWarp; }
+  template <typename T>
+  __device__ __forceinline__ T sum(T value) const {
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      value += __shfl_xor_sync(0xffffffffu, value, step);
+    }
+    return value;
+  }
+};
+
+template <typename Body>
+__global__ void __launch_bounds__(kBlock) run_body(int64_t items, Body body) {
+  // A grid stride in whole warps: every lane of a warp sees the same item, so the shuffles above are always complete.
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kBlock / kWarp);
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * (kBlock / kWarp) + threadIdx.x / kWarp; item < items; item += warps) {
+    body(item, WarpLanes{});
+  }
+}
+
+struct CudaLauncher {
+  template <typename Body>
+  static void run(int64_t items, const Body& body) {
+    if (items == 0) {
+      return;
+    }
+    constexpr int64_t per_block = kBlock / kWarp;
+    const int64_t blocks = std::min<int64_t>((items + per_block - 1) / per_block, int64_t{1} << 30);
+    run_body<<<static_cast<unsigned>(blocks), kBlock, 0, c10::cuda::getCurrentCUDAStream()>>>(items, body);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
+
+}  // namespace dk

@@ -1,0 +1,76 @@
+"""What every operator's Python side shares: arguments, output sizes, autocast, refusal of double backward."""
+
+import torch
+from torch._prims_common import suggest_memory_format
+
+
+def pair(operator: str, name: str, value, least: int) -> tuple[int, int]:
+    """An int or a pair of ints as (vertical, horizontal).
+
+    Raises:
+        TypeError: `value` is neither.
+        ValueError: a value is below `least`.
+    """
+    values = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(values) != 2 or not all(isinstance(v, (int, torch.SymInt)) for v in values):
+        raise TypeError(f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
+    if min(values) < least:
+        raise ValueError(f"{operator}: {name} must be at least {least}, got {value!r}")
+    return values
+
+
+def conv_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Number of output positions of a convolution along one axis; 0 or less where the input is too small."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def check_tensor(operator: str, name: str, tensor, like: torch.Tensor | None = None, *, same_dtype: bool = True) -> None:
+    """Checks that `tensor` is a floating-point tensor on the device (and of the dtype) of `like`, the operator's input.
+
+    Raises:
+        TypeError: not a tensor, or the wrong dtype.
+        ValueError: another device.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{operator}: {name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{operator}: {name} must be floating-point, got {tensor.dtype}")
+    if like is None:
+        return
+    if tensor.device != like.device:
+        raise ValueError(f"{operator}: {name} is on {tensor.device}, expected the device of input, {like.device}")
+    if same_dtype and tensor.dtype != like.dtype:
+        raise TypeError(f"{operator}: {name} is {tensor.dtype}, expected the dtype of input, {like.dtype}")
+
+
+def autocast(device_type: str, *tensors):
+    """Casts tensors as torch's own convolution does under autocast: to its dtype, except float64 and integers.
+
+    Sampling positions are not for casting: float16 cannot tell neighbouring pixels apart at coordinate 2048.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def empty_like_input(input: torch.Tensor, shape, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty tensor in the memory format of `input`, as the kernels return their output."""
+    return torch.empty(
+        shape, dtype=dtype or input.dtype, device=input.device, memory_format=suggest_memory_format(input)
+    )
+
+
+def refuse_double_backward(operator: str) -> None:
+    """Makes a second derivative of `operator` an error that says so, instead of a silent zero."""
+
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"{operator}: double backward is not supported: its gradients are not differentiable themselves "
+            "(create_graph=True, gradient penalties and Hessians do not work through this operator)"
+        )
+
+    torch.library.register_autograd(f"dk_detection::{operator}_backward", backward)
