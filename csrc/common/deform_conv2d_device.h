@@ -245,7 +245,7 @@ class DeformConv2dPipeline {
       grad_x = at::zeros({s.batch, s.height, s.width, s.in_channels}, wide);
     }
     if (wanted[1] || wanted[2]) {
-      grad_off = at::empty(off.sizes(), wide);
+      grad_off = at::empty(off.sizes(), wide);  // also where only the mask's is wanted: one body makes both
       grad_mask = wanted[2] ? at::empty(msk.sizes(), wide) : at::Tensor();
     }
     if (wanted[3]) {
@@ -275,8 +275,7 @@ class DeformConv2dPipeline {
       }
     }
 
-    const at::Tensor none = at::empty({0}, x.options());
-    DeformConv2dGradients result(none, none, none, none, none);
+    DeformConv2dGradients result = no_gradients(x);
     if (wanted[0]) {
       std::get<0>(result) = grad_x.permute({0, 3, 1, 2}).to(x.scalar_type());
     }
@@ -287,10 +286,9 @@ class DeformConv2dPipeline {
       std::get<2>(result) = grad_mask;
     }
     if (wanted[3]) {
-      std::get<3>(result) = grad_filter.view({s.out_channels, s.kernel_h, s.kernel_w, s.group_in()})
-                                .permute({0, 3, 1, 2})
-                                .contiguous()
-                                .to(weight.scalar_type());
+      std::get<3>(result) = at::empty(weight.sizes(), weight.options());
+      std::get<3>(result).copy_(
+          grad_filter.view({s.out_channels, s.kernel_h, s.kernel_w, s.group_in()}).permute({0, 3, 1, 2}));
     }
     if (wanted[4]) {
       std::get<4>(result) = grad.to(wide.dtype()).sum(1).view({s.out_channels}).to(weight.scalar_type());

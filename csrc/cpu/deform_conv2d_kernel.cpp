@@ -494,24 +494,24 @@ DeformConv2dGradients backward(
     }
   });
 
-  const at::Tensor none = at::empty({0}, input.options());
-  DeformConv2dGradients result(none, none, none, none, none);
+  DeformConv2dGradients result = no_gradients(input);
   if (wanted[0]) {
     std::get<0>(result) = grad_x.to(input.scalar_type()).contiguous(input.suggest_memory_format());
   }
-  if (wanted[1] || wanted[2]) {
-    const at::Tensor sum = grad_sample.sum(0);
-    if (wanted[1]) {
-      std::get<1>(result) = sum.narrow(3, 0, 2).reshape(offset.sizes()).to(offset.scalar_type());
-    }
-    if (wanted[2]) {
-      std::get<2>(result) = sum.select(3, 2).reshape(mask->sizes()).to(mask->scalar_type());
-    }
+  const at::Tensor sum = grad_sample.sum(0);
+  if (wanted[1]) {
+    std::get<1>(result) = at::empty(offset.sizes(), offset.options());
+    std::get<1>(result).view({s.batch, groups, taps, 2, positions}).copy_(sum.narrow(3, 0, 2));
+  }
+  if (wanted[2]) {
+    std::get<2>(result) = at::empty(mask->sizes(), mask->options());
+    std::get<2>(result).view({s.batch, groups, taps, positions}).copy_(sum.select(3, 2));
   }
   if (wanted[3]) {
-    at::Tensor sum = grad_filter.sum(0), dense = at::empty_like(by_tap);
-    blockwise(dense.mutable_data_ptr<T>(), sum.mutable_data_ptr<T>(), false);
-    std::get<3>(result) = dense.permute({1, 2, 3, 0}).reshape(weight.sizes()).to(weight.scalar_type());
+    at::Tensor blocked = grad_filter.sum(0), dense = at::empty_like(by_tap);
+    blockwise(dense.mutable_data_ptr<T>(), blocked.mutable_data_ptr<T>(), false);
+    std::get<3>(result) = at::empty(weight.sizes(), weight.options());
+    std::get<3>(result).view({s.groups, group_out, group_in, taps}).copy_(dense.permute({1, 2, 3, 0}));
   }
   if (wanted[4]) {
     std::get<4>(result) = grad_rows.sum({0, 2, 3}).to(weight.scalar_type());

@@ -1,7 +1,7 @@
 // The contract of deform_conv2d: sizes and guards, for all kernels.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <ATen/ATen.h>
 
 #include <array>
 #include <optional>
@@ -45,6 +45,12 @@ void check_deform_conv2d_grad(
 
 // Gradients of input, offset, mask, weight and bias, in this order; those not asked for are empty tensors.
 using DeformConv2dGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// A tensor each: an operator's outputs must not share memory.
+inline DeformConv2dGradients no_gradients(const at::Tensor& like) {
+  const auto none = [&] { return at::empty({0}, like.options()); };
+  return {none(), none(), none(), none(), none()};
+}
 
 // Where one tap looks when nothing deforms it: output position (oh, ow), tap (i, j).
 DK_HOST_DEVICE int64_t rest_y(const DeformConv2dSizes& s, int64_t oh, int64_t i) {

@@ -1,0 +1,227 @@
+"""The checks every operator passes, on every backend. A test module supplies the samples.
+
+Backends: "cpu", the host kernels; "host_run", the device bodies in a plain loop on the host; "cuda", where a GPU is present.
+"""
+
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+BACKENDS = ("cpu", "host_run", pytest.param("cuda", marks=pytest.mark.cuda))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: float64 tensors by argument name, and the arguments that are no tensors."""
+
+    name: str
+    tensors: dict[str, torch.Tensor]
+    options: dict = field(default_factory=dict)
+
+
+def away_from_kinks(shape, spread: int = 3) -> torch.Tensor:
+    """Random float64 offsets of up to `spread` cells whose fractional part lies in [0.1, 0.9], where sampling is smooth."""
+    return torch.randint(-spread, spread, shape) + 0.1 + 0.8 * torch.rand(shape, dtype=torch.float64)
+
+
+@contextmanager
+def host_run(operator: str):
+    """Lets the CPU run the device's bodies for `operator` instead of the host kernels."""
+    library = torch.library.Library("dk_detection", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")  # overriding is the purpose
+        for suffix in ("", "_backward"):
+            body = getattr(torch.ops.dk_detection, f"_{operator}_host_run{suffix}")
+            library.impl(f"{operator}{suffix}", body, "CPU", allow_override=True)
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+class OperatorSuite:
+    """Subclass as `Test...` and set the class attributes; pytest runs every check for every case and backend.
+
+    Attributes:
+        name: the operator's name.
+        function, reference: staticmethods; the public function and its slow twin.
+        data: names of the tensors that carry the data type; the others (positions) stay in float32 when data is narrower.
+        maps: names of those that are feature maps, in either memory format.
+        cases: samples with batch > 1, small, odd and unequal sizes, and positions away from kinks.
+    """
+
+    name: str
+    function = None
+    reference = None
+    data: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ("input",)
+    cases: tuple[Case, ...] = ()
+
+    def pytest_generate_tests(self, metafunc):
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", self.cases, ids=lambda case: case.name)
+
+    @pytest.fixture(params=BACKENDS)
+    def device(self, request):
+        if request.param != "host_run":
+            yield request.param
+            return
+        with host_run(self.name):
+            yield "cpu"
+
+    def tensors(self, case, device="cpu", dtype=torch.float64, requires_grad=True):
+        """The case's tensors on a device, data in `dtype`, positions in float32 at least."""
+        wide = torch.promote_types(dtype, torch.float32)
+        return {
+            name: tensor.to(device, dtype if name in self.data else wide).requires_grad_(requires_grad)
+            for name, tensor in case.tensors.items()
+        }
+
+    def run(self, function, tensors, case):
+        return function(**tensors, **case.options)
+
+    def gradients(self, function, tensors, case):
+        output = self.run(function, tensors, case)
+        torch.manual_seed(1)
+        grad = torch.randn(output.shape, dtype=torch.float64).to(output)
+        return output, torch.autograd.grad(output, list(tensors.values()), grad)
+
+    @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
+    def test_equals_reference(self, case, device, dtype):
+        # Both sides sum a few hundred terms of order 1; float32 gets the slack of a different order of sums.
+        tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+        output, gradients = self.gradients(self.function, self.tensors(case, device, dtype), case)
+        expected, expected_gradients = self.gradients(self.reference, self.tensors(case, device, dtype), case)
+        torch.testing.assert_close(output, expected, **tolerance)
+        for name, gradient, wanted in zip(case.tensors, gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(gradient, wanted, msg=lambda m, name=name: f"gradient of {name}: {m}", **tolerance)
+
+    @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+    def test_half_types(self, case, device, dtype):
+        tensors = self.tensors(case, device, dtype)
+        output, gradients = self.gradients(self.function, tensors, case)
+        assert output.dtype == dtype
+        exact = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
+        expected, expected_gradients = self.gradients(self.reference, exact, case)
+        # Inputs are equal; what is left are single roundings: of results, and on devices of columns.
+        eps = torch.finfo(dtype).eps
+        for name, got, wanted in zip(
+            ("output", *tensors), (output, *gradients), (expected, *expected_gradients), strict=True
+        ):
+            assert name == "output" or got.dtype == tensors[name].dtype
+            error = (got.double() - wanted).abs().max() / wanted.abs().max()
+            assert error < 4 * eps, f"{name}: relative error {error:.2e} with {dtype}"
+
+    def test_gradcheck(self, case, device):
+        tensors = self.tensors(case, device)
+        names = list(tensors)
+        assert torch.autograd.gradcheck(
+            lambda *values: self.run(self.function, dict(zip(names, values, strict=True)), case),
+            tuple(tensors.values()),
+            fast_mode=True,  # along random directions; test_equals_reference compares element by element
+        )
+
+    def test_single_gradients(self, case, device):
+        # Each gradient alone equals the one computed together with the others.
+        _, together = self.gradients(self.function, self.tensors(case, device), case)
+        for name, expected in zip(case.tensors, together, strict=True):
+            tensors = self.tensors(case, device, requires_grad=False)
+            tensors[name].requires_grad_()
+            output = self.run(self.function, tensors, case)
+            torch.manual_seed(1)
+            grad = torch.randn(output.shape, dtype=torch.float64).to(output)
+            torch.testing.assert_close(torch.autograd.grad(output, tensors[name], grad)[0], expected)
+
+    def test_strides_and_memory_formats(self, case, device):
+        output, gradients = self.gradients(self.function, self.tensors(case, device), case)
+        tensors = self.tensors(case, device)
+        for name, tensor in tensors.items():  # every other element of a larger tensor
+            holder = torch.full((*tensor.shape, 2), float("nan"), dtype=tensor.dtype, device=device)
+            holder[..., 0] = tensor.detach()
+            tensors[name] = holder[..., 0].requires_grad_()
+        strided, strided_gradients = self.gradients(self.function, tensors, case)
+        torch.testing.assert_close(strided, output)
+        for name in self.maps:
+            tensors[name] = tensors[name].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        last, last_gradients = self.gradients(self.function, tensors, case)
+        torch.testing.assert_close(last, output)
+        assert last.is_contiguous(memory_format=torch.channels_last) and output.is_contiguous()
+        for expected, *others in zip(gradients, strided_gradients, last_gradients, strict=True):
+            for other in others:
+                torch.testing.assert_close(other, expected)
+
+    def test_opcheck(self, case, device):
+        calls = []
+        operator = getattr(torch.ops.dk_detection, self.name)
+        backward = getattr(torch.ops.dk_detection, f"{self.name}_backward")
+
+        class Record(torch.overrides.TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                if function in (operator, operator.default):
+                    calls.append(args)
+                return function(*args, **(kwargs or {}))
+
+        with Record():
+            output = self.run(self.function, self.tensors(case, device), case)
+        (args,) = calls
+        torch.library.opcheck(operator, args)
+        torch.library.opcheck(backward, self.backward_arguments(torch.randn_like(output), args))
+
+    def backward_arguments(self, grad, args):
+        """Arguments of the backward operator, given the output's gradient and the forward operator's arguments."""
+        raise NotImplementedError
+
+    def test_same_result_twice(self, case, device):
+        torch.use_deterministic_algorithms(True)
+        try:
+            first = self.gradients(self.function, self.tensors(case, device, torch.float32), case)[1]
+            second = self.gradients(self.function, self.tensors(case, device, torch.float32), case)[1]
+            expected = self.gradients(self.reference, self.tensors(case, device, torch.float32), case)[1]
+        finally:
+            torch.use_deterministic_algorithms(False)
+        for a, b, wanted in zip(first, second, expected, strict=True):
+            assert torch.equal(a, b)
+            torch.testing.assert_close(a, wanted, rtol=1e-4, atol=1e-4)
+
+    def test_double_backward_is_refused(self, device):
+        case = self.cases[0]
+        tensors = self.tensors(case, device)
+        output = self.run(self.function, tensors, case)
+        (gradient,) = torch.autograd.grad(output.square().sum(), tensors[self.data[0]], create_graph=True)
+        with pytest.raises(RuntimeError, match=f"{self.name}: double backward is not supported"):
+            gradient.sum().backward()
+
+    def test_autocast(self, device):
+        case = self.cases[0]
+        tensors = self.tensors(case, device, torch.float32)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            output, gradients = self.gradients(self.function, tensors, case)
+        assert output.dtype == torch.bfloat16
+        expected = self.run(self.function, tensors, case)
+        error = (output - expected).abs().max() / expected.abs().max()
+        assert 0 < error < 3 * torch.finfo(torch.bfloat16).eps
+        for tensor, gradient in zip(tensors.values(), gradients, strict=True):
+            assert gradient.dtype == tensor.dtype == torch.float32
+
+    def test_one_thread_equals_many(self, case):
+        # The order of sums may differ, no more.
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            one = self.gradients(self.function, self.tensors(case), case)
+            torch.set_num_threads(5)
+            many = self.gradients(self.function, self.tensors(case), case)
+        finally:
+            torch.set_num_threads(threads)
+        torch.testing.assert_close(one, many)
+
+    def test_compile_without_graph_break(self):
+        case = self.cases[0]
+        compiled = torch.compile(self.function, fullgraph=True, dynamic=False)
+        output, gradients = self.gradients(compiled, self.tensors(case, dtype=torch.float32), case)
+        expected, expected_gradients = self.gradients(self.function, self.tensors(case, dtype=torch.float32), case)
+        torch.testing.assert_close(output, expected)
+        torch.testing.assert_close(gradients, expected_gradients)
