@@ -1,0 +1,57 @@
+"""The only list of layers in the project. Adapters and `to_deformable` read it; a new layer adds its row here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from dk_detection.layers.deform_conv2d import DeformConv2d, ModulatedDeformConv2d
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+        name: The name in a framework's registry. It carries `Dk`, as the bare names are taken there.
+        token: The name inside the file name of a config.
+        kind: What the layer stands in for: "conv", an nn.Conv2d.
+        layer: The class.
+        paper: Where the layer is defined.
+    """
+
+    name: str
+    token: str
+    kind: Literal["conv"]
+    layer: type[nn.Module]
+    paper: str
+
+
+TABLE = (
+    Row(
+        name="DkDeformConv2d",
+        token="dconv",
+        kind="conv",
+        layer=DeformConv2d,
+        paper="Dai et al., Deformable Convolutional Networks, ICCV 2017",
+    ),
+    Row(
+        name="DkModulatedDeformConv2d",
+        token="mdconv",
+        kind="conv",
+        layer=ModulatedDeformConv2d,
+        paper="Zhu et al., Deformable ConvNets v2: More Deformable, Better Results, CVPR 2019",
+    ),
+)
+
+
+def find(token: str) -> Row:
+    """The row of a token.
+
+    Raises:
+        ValueError: No row has this token; the message lists those there are.
+    """
+    for row in TABLE:
+        if row.token == token:
+            return row
+    raise ValueError(f"no layer has the token {token!r}; the tokens are {', '.join(row.token for row in TABLE)}")
