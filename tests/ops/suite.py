@@ -97,7 +97,9 @@ class OperatorSuite:
         expected, expected_gradients = self.gradients(self.reference, self.tensors(case, device, dtype), case)
         torch.testing.assert_close(output, expected, **tolerance)
         for name, gradient, wanted in zip(case.tensors, gradients, expected_gradients, strict=True):
-            torch.testing.assert_close(gradient, wanted, msg=lambda m, name=name: f"gradient of {name}: {m}", **tolerance)
+            torch.testing.assert_close(
+                gradient, wanted, msg=lambda m, name=name: f"gradient of {name}: {m}", **tolerance
+            )
 
     @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
     def test_half_types(self, case, device, dtype):

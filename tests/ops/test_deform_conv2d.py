@@ -64,7 +64,17 @@ def device(request):
 
 
 def test_gradcheck_element_by_element(device):
-    case = make_case("tiny", batch=2, channels=4, out_channels=2, size=(3, 2), kernel=(2, 1), padding=(0, 1), groups=2, offset_groups=2)
+    case = make_case(
+        "tiny",
+        batch=2,
+        channels=4,
+        out_channels=2,
+        size=(3, 2),
+        kernel=(2, 1),
+        padding=(0, 1),
+        groups=2,
+        offset_groups=2,
+    )
     names, values = zip(*((name, t.to(device).requires_grad_()) for name, t in case.tensors.items()), strict=True)
     assert torch.autograd.gradcheck(
         lambda *values: deform_conv2d(**dict(zip(names, values, strict=True)), **case.options), values
@@ -75,7 +85,13 @@ def test_gradcheck_element_by_element(device):
 @pytest.mark.parametrize(("channels", "groups", "offset_groups"), [(130, 1, 2), (136, 2, 1), (72, 9, 3), (160, 160, 5)])
 def test_many_channels(device, channels, groups, offset_groups):
     case = make_case(
-        "many", channels=channels, out_channels=channels, groups=groups, offset_groups=offset_groups, size=(4, 5), kernel=(2, 3)
+        "many",
+        channels=channels,
+        out_channels=channels,
+        groups=groups,
+        offset_groups=offset_groups,
+        size=(4, 5),
+        kernel=(2, 3),
     )
     tensors = {name: t.to(device).requires_grad_() for name, t in case.tensors.items()}
     output = deform_conv2d(**tensors, **case.options)
@@ -96,7 +112,9 @@ def test_several_tiles(device):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
     grad = torch.randn_like(output)
     for got, wanted in zip(
-        torch.autograd.grad(output, tensors.values(), grad), torch.autograd.grad(expected, tensors.values(), grad), strict=True
+        torch.autograd.grad(output, tensors.values(), grad),
+        torch.autograd.grad(expected, tensors.values(), grad),
+        strict=True,
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
@@ -104,7 +122,9 @@ def test_several_tiles(device):
 @pytest.mark.parametrize("groups", (1, 2, 6))
 @pytest.mark.parametrize("with_mask", (False, True))
 def test_zero_offset_is_conv2d(device, groups, with_mask):
-    case = make_case("rest", out_channels=6, groups=groups, stride=(2, 1), dilation=(1, 2), padding=(1, 2), mask=with_mask)
+    case = make_case(
+        "rest", out_channels=6, groups=groups, stride=(2, 1), dilation=(1, 2), padding=(1, 2), mask=with_mask
+    )
     tensors = {name: t.to(device) for name, t in case.tensors.items()}
     tensors["offset"].zero_()
     if with_mask:
@@ -115,14 +135,17 @@ def test_zero_offset_is_conv2d(device, groups, with_mask):
 
 def test_gradients_of_zero_offsets_are_conv2d_gradients(device):
     case = make_case("rest", groups=2)
-    tensors = {name: t.to(device).requires_grad_(name in ("input", "weight", "bias")) for name, t in case.tensors.items()}
+    tensors = {
+        name: t.to(device).requires_grad_(name in ("input", "weight", "bias")) for name, t in case.tensors.items()
+    }
     tensors["offset"].zero_()
     tensors["mask"].fill_(1)
     wanted = [t for t in tensors.values() if t.requires_grad]
     plain = F.conv2d(tensors["input"], tensors["weight"], tensors["bias"], groups=2, **case.options)
     grad = torch.randn_like(plain)
     torch.testing.assert_close(
-        torch.autograd.grad(deform_conv2d(**tensors, **case.options), wanted, grad), torch.autograd.grad(plain, wanted, grad)
+        torch.autograd.grad(deform_conv2d(**tensors, **case.options), wanted, grad),
+        torch.autograd.grad(plain, wanted, grad),
     )
 
 
@@ -163,7 +186,8 @@ def test_offsets_that_are_not_finite_sample_nothing(device, value):
 def test_empty_batch(device, depthwise):
     case = make_case("v2", out_channels=6, groups=6 if depthwise else 2, offset_groups=2)
     tensors = {
-        name: (t if name in ("weight", "bias") else t[:0]).to(device).requires_grad_() for name, t in case.tensors.items()
+        name: (t if name in ("weight", "bias") else t[:0]).to(device).requires_grad_()
+        for name, t in case.tensors.items()
     }
     output = deform_conv2d(**tensors, **case.options)
     assert output.shape == (0, 6, 7, 6)
@@ -181,7 +205,11 @@ def test_input_smaller_than_kernel_but_padded(device):
 def test_mixed_dtypes(device):
     # Data in half, positions in float32 or the other way round: everything a model under AMP brings together.
     case = make_case("v2")
-    for data, position in ((torch.float16, torch.float32), (torch.float32, torch.float16), (torch.bfloat16, torch.bfloat16)):
+    for data, position in (
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+    ):
         tensors = {
             name: t.to(device, position if name in ("offset", "mask") else data).requires_grad_()
             for name, t in case.tensors.items()
@@ -299,7 +327,9 @@ def test_compile_with_dynamic_shapes():
     function = torch.compile(deform_conv2d, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in ((7, 5), (9, 8)):
         case = make_case("v2", size=size)
-        torch.testing.assert_close(function(**case.tensors, **case.options), deform_conv2d(**case.tensors, **case.options))
+        torch.testing.assert_close(
+            function(**case.tensors, **case.options), deform_conv2d(**case.tensors, **case.options)
+        )
 
 
 def test_export():

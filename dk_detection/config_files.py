@@ -1,0 +1,76 @@
+"""Tells from the text of a config file which framework it is for. Nothing is imported or run."""
+
+import ast
+import os
+import re
+
+MMDET, DETECTRON2 = "mmdet", "detectron2"
+
+_MMDET_NAMES = {"_base_", "default_scope", "custom_imports"}
+_DETECTRON2_PACKAGES = ("detectron2", "omegaconf", "fvcore", "dk_detection.detectron2")
+# Detectron2's own YAML has keys in capitals; its LazyConfigs, saved as YAML, name what to call.
+_DETECTRON2_YAML = re.compile(r"^(_BASE_|[A-Z][A-Z0-9_]*)\s*:|^\s*(- )?_target_\s*:", re.MULTILINE)
+
+
+class UserError(Exception):
+    """Something that the user can put right. Command lines print it as one line, without a traceback."""
+
+
+def framework_of(path: str | os.PathLike) -> str:
+    """The framework of a config file.
+
+    A file of either framework can often be parsed by the other, with an empty or a wrong result and without an error,
+    so this has to be known before the file is loaded.
+
+    Args:
+        path: A .py, .json, .yaml or .yml file.
+
+    Returns:
+        "mmdet" or "detectron2".
+
+    Raises:
+        UserError: The file is not there, cannot be read, or is not a config file.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in (".py", ".json", ".yaml", ".yml"):
+        raise UserError(f"{path}: a config file ends in .py, .json, .yaml or .yml")
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the config file cannot be read ({error})") from error
+    if suffix == ".json":
+        return MMDET
+    if suffix != ".py":
+        return DETECTRON2 if _DETECTRON2_YAML.search(text) else MMDET
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{path}{line}: the config file is not valid Python ({error.args[0]})") from error
+    return DETECTRON2 if _is_lazy_config(tree) else MMDET
+
+
+def _is_lazy_config(tree: ast.Module) -> bool:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") in _MMDET_NAMES for target in node.targets):
+            return False
+        if isinstance(node, ast.With) and "read_base()" in (ast.unparse(item.context_expr) for item in node.items):
+            return False
+    imports = [
+        name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for name in _imported(node)
+    ]
+    if any(f"{name}.".startswith(f"{package}.") for name in imports for package in _DETECTRON2_PACKAGES):
+        return True
+    if any(name.startswith(("mm", "dk_detection.mmdet")) for name in imports):
+        return False
+    return any(name.startswith(".") for name in imports)
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    origin = "." * node.level + (node.module or "")
+    return [origin, *(f"{origin}.{alias.name}" for alias in node.names)]

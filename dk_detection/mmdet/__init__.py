@@ -1,0 +1,29 @@
+"""What MMDetection needs to see of dk_detection.
+
+Importing this module registers every layer of `dk_detection.layers.table` and makes mmengine count their FLOPs. In a
+config file two lines are enough::
+
+    custom_imports = dict(imports=['dk_detection.mmdet'])
+    model = dict(
+        backbone=dict(
+            dcn=dict(type='DkModulatedDeformConv2d', offset_groups=1), stage_with_dcn=(False, True, True, True)))
+
+Networks without a `dcn` slot, such as ResNet-18 or MobileNetV2, take `DkDeformable`.
+"""
+
+try:
+    import mmdet.registry  # noqa: F401  (MMDetection 2 has no module of this name)
+except (ImportError, AssertionError) as error:  # mmdet asserts that mmcv and mmengine fit
+    raise ImportError(
+        f"dk_detection.mmdet needs MMDetection 3 and the mmcv and mmengine that fit it ({error}). In the project's "
+        "folder run `make setup` or `pip install --no-build-isolation -e '.[mmdet]'`."
+    ) from error
+
+from dk_detection.mmdet import flops, layers
+from dk_detection.mmdet.contact_sheet import DkContactSheetHook
+from dk_detection.mmdet.networks import DkDeformable
+
+__all__ = ["DkContactSheetHook", "DkDeformable"]
+
+layers.register()
+flops.register()

@@ -1,0 +1,294 @@
+"""Trains or evaluates the detector of an MMDetection config: mmdet's train.py and test.py with a safety net.
+
+What is added to the framework: data and checkpoints are checked before anything starts, a finished result is never
+overwritten by accident, and the results of the last evaluation stay in the work folder as files.
+"""
+
+import argparse
+import glob
+import inspect
+import json
+import math
+import os
+import shlex
+import urllib.error
+import warnings
+
+import torch
+from mmdet.registry import METRICS
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from dk_detection.config_files import UserError
+from dk_detection.mmdet.checkpoints import (
+    check_fits,
+    check_same_run,
+    latest_checkpoint,
+    read_checkpoint,
+    read_training_state,
+)
+from dk_detection.mmdet.data_checks import check_data
+
+
+def run(
+    config: str,
+    *,
+    work_dir: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    cfg_options: list[str] | None = None,
+    launcher: str = "none",
+    local_rank: int = 0,
+    eval_only: bool = False,
+    checkpoint: str | None = None,
+) -> None:
+    """Trains, and evaluates as often as the config says; or evaluates only.
+
+    Args:
+        config: The config file.
+        work_dir: The work folder. None: the config's, else work_dirs/<stem of the config>.
+        amp: Train with automatic mixed precision.
+        auto_scale_lr: Scale the learning rate with the batch size.
+        resume: A checkpoint to continue from, or "auto", the last of the work folder.
+        cfg_options: Settings that override the config's, "model.backbone.depth=18".
+        launcher: "none", "pytorch", "slurm" or "mpi".
+        local_rank: Of this process, where the launcher does not say it in LOCAL_RANK.
+        eval_only: Evaluate on the test data loader and do not train.
+        checkpoint: What to evaluate. None: the config's `load_from`, else the last of the work folder.
+
+    Raises:
+        UserError: Something that the user can put right.
+        KeyboardInterrupt: With a message that tells how to continue.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    setup_cache_size_limit_of_dynamo()
+    # Said by the libraries about each other; nothing that a user can change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="mmengine|mmcv|mmdet")
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", _stem(config))
+    if amp:
+        if not torch.cuda.is_available():
+            raise UserError("--amp: MMDetection trains with mixed precision on a GPU only, and there is none")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.loss_scale = "dynamic"
+    if auto_scale_lr:
+        if not {"enable", "base_batch_size"} <= cfg.get("auto_scale_lr", {}).keys():
+            raise UserError(f"--auto-scale-lr: {config} lacks auto_scale_lr=dict(enable=..., base_batch_size=...)")
+        cfg.auto_scale_lr.enable = True
+    for mode in ("val", "test"):
+        _keep_results(cfg, mode)
+
+    try:
+        if eval_only:
+            _evaluate(cfg, "test", checkpoint)
+        else:
+            _train(cfg, resume)
+    except urllib.error.URLError as error:
+        raise UserError(
+            f"pretrained weights could not be downloaded ({error.reason}); name a file of them with --cfg-options "
+            "model.backbone.init_cfg.checkpoint=FILE, or start from random ones with model.backbone.init_cfg=None"
+        ) from error
+
+
+def load_config(path: str, options: list[str] | None = None) -> Config:
+    """Loads a config of MMDetection and overrides some of its settings.
+
+    Raises:
+        UserError: A file of it cannot be loaded, or an option is not of the form key=value.
+    """
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        reason = f"{type(cause).__name__}: {_first_line(cause)}"
+        raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
+    if options:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+        try:
+            cfg.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
+        except Exception as error:
+            reason = f"expected KEY=VALUE ({_first_line(error)})"
+            raise UserError(f"--cfg-options {shlex.join(options)}: {reason}") from error
+    return cfg
+
+
+def _train(cfg: Config, resume: str | None) -> None:
+    last = latest_checkpoint(cfg.work_dir)
+    if resume is None:
+        if last:
+            raise UserError(
+                f"{cfg.work_dir} holds a run already ({os.path.basename(last)}): continue it with --resume, or choose "
+                "another --work-dir"
+            )
+    elif resume != "auto" or last:
+        source = last if resume == "auto" else resume
+        state = read_training_state(source)
+        check_same_run(cfg, state, source)
+        if last and last != source:
+            check_same_run(cfg, read_training_state(last), last)
+        if _is_finished(cfg, state):
+            _finish(cfg, source, state["meta"]["iter"])
+            return
+        cfg.resume, cfg.load_from = True, source
+    else:
+        _say(f"{cfg.work_dir} holds no checkpoint yet: starting from scratch.")
+    for path in _weight_files(cfg):
+        read_checkpoint(path)
+    _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
+
+    runner = _build_runner(cfg)
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        last = latest_checkpoint(cfg.work_dir)
+        raise KeyboardInterrupt(
+            f"interrupted; the same command with --resume continues from {last}"
+            if last
+            else "interrupted before the first checkpoint"
+        ) from None
+    _summarise(cfg, "val")
+
+
+def _finish(cfg: Config, checkpoint: str, iteration: int) -> None:
+    """For a run whose training is complete: evaluates if that has not been done."""
+    record = _read_record(cfg, "val")
+    done = record.get("iteration") == iteration and all(map(os.path.isfile, record["files"]))
+    if done or not cfg.get("val_cfg"):
+        _say(f"{checkpoint}: the training is finished{' and evaluated' if done else ''}.")
+        _summarise(cfg, "val")
+    else:
+        _say(f"{checkpoint}: the training is finished; evaluating.")
+        _evaluate(cfg, "val", checkpoint)
+
+
+def _evaluate(cfg: Config, mode: str, checkpoint: str | None) -> None:
+    path = checkpoint or cfg.get("load_from") or latest_checkpoint(cfg.work_dir)
+    if not path:
+        raise UserError(f"--eval-only: {cfg.work_dir} holds no checkpoint; name one with --checkpoint CKPT")
+    if not cfg.get(f"{mode}_cfg"):
+        raise UserError(f"--eval-only: the config sets no {mode}_cfg, {mode}_dataloader and {mode}_evaluator")
+    weights = None if "://" in path else read_checkpoint(path)
+    _check_data(cfg, (mode,))
+    cfg.resume, cfg.load_from = False, path
+    runner = _build_runner(cfg, iteration=(weights or {}).get("meta", {}).get("iter"))
+    if weights:
+        check_fits(runner.model, weights, path)
+    getattr(runner, mode)()
+    _summarise(cfg, mode)
+
+
+def _build_runner(cfg: Config, **record_options) -> Runner:
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(_RecordHook(cfg, **record_options), priority="LOWEST")
+    return runner
+
+
+def _check_data(cfg: Config, modes: tuple[str, ...]) -> None:
+    if _is_main_process():
+        check_data(cfg, modes)
+
+
+def _is_finished(cfg: Config, state: dict) -> bool:
+    loop, meta = cfg.train_cfg, state["meta"]
+    return meta["iter"] >= loop.get("max_iters", math.inf) or meta["epoch"] >= loop.get("max_epochs", math.inf)
+
+
+def _weight_files(cfg: Config) -> list[str]:
+    """The local files whose weights a new training starts from."""
+    paths = [] if cfg.get("resume") else [cfg.get("load_from")]
+    todo = [cfg.model]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += value.values()
+            paths.append((value.get("init_cfg") or {}).get("checkpoint") if "init_cfg" in value else None)
+        elif isinstance(value, (list, tuple)):
+            todo += value
+    return [path for path in paths if path and "://" not in path]
+
+
+def _keep_results(cfg: Config, mode: str) -> None:
+    """Lets evaluators leave their result files in the work folder, where the config does not say another place."""
+    evaluators = cfg.get(f"{mode}_evaluator") or []
+    evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
+    for i, evaluator in enumerate(evaluators):
+        kind = evaluator.get("type")
+        kind = kind if inspect.isclass(kind) else METRICS.get(kind)
+        if kind and "outfile_prefix" in inspect.signature(kind).parameters and not evaluator.get("outfile_prefix"):
+            evaluator["outfile_prefix"] = os.path.join(cfg.work_dir, f"{mode}{i}" if len(evaluators) > 1 else mode)
+
+
+class _RecordHook(Hook):
+    """Leaves the figures of the last evaluation in the work folder, with what they belong to."""
+
+    def __init__(self, cfg: Config, iteration: int | None = None) -> None:
+        self.cfg, self.iteration = cfg, iteration
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        self._write(runner, "val", metrics)
+
+    def after_test_epoch(self, runner, metrics=None) -> None:
+        self._write(runner, "test", metrics)
+
+    def _write(self, runner, mode: str, metrics) -> None:
+        if runner.rank != 0:
+            return
+        evaluators = self.cfg[f"{mode}_evaluator"]
+        prefixes = [e.get("outfile_prefix") for e in ([evaluators] if isinstance(evaluators, dict) else evaluators)]
+        path = _record_path(self.cfg, mode)
+        files = {file for prefix in prefixes if prefix for file in glob.glob(f"{glob.escape(prefix)}.*")}
+        record = {
+            "iteration": runner.iter or self.iteration,
+            "metrics": {key: float(value) for key, value in (metrics or {}).items()},
+            "files": sorted(files - {path}),
+        }
+        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=2)
+        os.replace(f"{path}.tmp", path)  # a record is whole or not there
+
+
+def _record_path(cfg: Config, mode: str) -> str:
+    return os.path.join(cfg.work_dir, f"{mode}.metrics.json")
+
+
+def _read_record(cfg: Config, mode: str) -> dict:
+    try:
+        with open(_record_path(cfg, mode), encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return {}
+
+
+def _summarise(cfg: Config, mode: str) -> None:
+    metrics = _read_record(cfg, mode).get("metrics", {})
+    names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}
+    figures = [f"{name} {100 * metrics[key]:.1f}" for key, name in names.items() if key in metrics]
+    if figures:
+        _say(f"{mode}: {', '.join(figures)} (COCO metric, 0 to 100)")
+    _say(f"Everything is in {cfg.work_dir}")
+
+
+def _is_main_process() -> bool:
+    rank = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
+    return next(filter(None, rank), "0") == "0"
+
+
+def _say(text: str) -> None:
+    if _is_main_process():
+        print(text, flush=True)
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,468 @@
+"""The command line, from the outside: what it prints, leaves behind and returns."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from dk_detection.datasets import deformed_shapes
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tools" / "train_net.py"
+CONFIG = next((ROOT / "configs" / "mmdet" / "deformed_shapes").glob("mask-rcnn_r18-*mdconv*.py"))
+COCO_CONFIG = ROOT / "configs" / "mmdet" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
+
+# The config of `make train`, made tiny: 4 iterations of 2 images, a checkpoint every second.
+TINY = """
+_base_ = '{base}'
+train_cfg = dict(max_iters=4, val_interval=4)
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+test_dataloader = dict(num_workers=0, persistent_workers=False)
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    deformed_shapes.make(root, num_train=4, num_val=3, num_test=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(TINY.format(base=CONFIG.as_posix()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(data):
+    return {"DK_DEFORMED_SHAPES_ROOT": str(data), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def train_net(environment, tmp_path_factory):
+    """Runs the command line; a dictionary as the first argument is put into the environment."""
+    folder = tmp_path_factory.mktemp("printed")
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "tools" / "fork_server.py"],
+        cwd=tmp_path_factory.mktemp("cwd"),
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(*argv, env=None) -> Done:
+        job = dict(argv=list(map(str, argv)), env=env or {}, out=str(folder / "out"), err=str(folder / "err"))
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        answer = server.stdout.readline()
+        return Done(int(answer), (folder / "out").read_text(), (folder / "err").read_text())
+
+    yield run
+    server.stdin.close()
+    server.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def trained(train_net, config, tmp_path_factory):
+    """A finished run and what it printed. Tests that change the folder take a copy."""
+    work_dir = tmp_path_factory.mktemp("trained") / "run"
+    done = train_net("--config", config, "--work-dir", work_dir)
+    assert done.code == 0, done.err
+    return work_dir, done
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
+@pytest.fixture
+def half_way(copied):
+    """The run as it was after its second iteration."""
+    for path in (copied / "iter_4.pth", copied / "predictions.png", *copied.glob("val.*")):
+        path.unlink()
+    (copied / "last_checkpoint").write_text(str(copied / "iter_2.pth"))
+    return copied
+
+
+def refused(done: Done) -> str:
+    """The one line of a run that did not start."""
+    assert done.code not in (0, None)
+    assert "Traceback" not in done.err
+    lines = [line for line in done.err.splitlines() if line]
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("train_net.py: ")
+    return lines[0].removeprefix("train_net.py: ")
+
+
+def snapshot(folder: Path) -> dict:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def iterations(done: Done) -> list[int]:
+    return [int(number) for number in re.findall(r"Iter\(train\) *\[ *(\d+)/4\]", done.out)]
+
+
+# Arguments. These fail before a framework is loaded.
+
+
+def plain(*argv, **kwargs) -> Done:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, argv)], capture_output=True, text=True, timeout=120, check=False, **kwargs
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+D2_YAML = '_BASE_: "../Base-RCNN-FPN.yaml"\nMODEL:\n  MASK_ON: False\n'
+D2_LAZY = "from ..common.coco_loader import dataloader\nfrom detectron2.config import LazyCall as L\n"
+
+
+@pytest.mark.parametrize("form", ["--config", "--config-file", None])
+@pytest.mark.parametrize(("name", "text"), [("rcnn.yaml", D2_YAML), ("rcnn.py", D2_LAZY)])
+def test_config_of_detectron2(tmp_path, form, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    message = refused(plain(*([form] if form else []), path))
+    assert message.startswith(
+        f"{path} is a config of Detectron2, and this version trains those of MMDetection: take one of"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "which config? Write --config CONFIG, for example one of configs/mmdet (--help lists the options)"),
+        (["--config", "gone.py"], "gone.py: there is no such config file"),
+        (["gone.py", "--resume"], "gone.py: there is no such config file"),
+        (["--config", "model.pth"], "model.pth: a config file ends in .py, .json, .yaml or .yml"),
+        (["--config", CONFIG, "--no-such"], "unrecognized arguments: --no-such (--help lists the options)"),
+        (["--config", CONFIG, "--checkpoint", "a.pth"], "--checkpoint goes with --eval-only; --resume CKPT continues"),
+        (
+            ["--config", CONFIG, "--eval-only", "--resume"],
+            "--resume continues a training; --eval-only takes --checkpoint CKPT",
+        ),
+        (
+            ["--config", CONFIG, "--num-gpus", "8"],
+            f"--num-gpus is for Detectron2, and {CONFIG} is a config of MMDetection: write",
+        ),
+        ([CONFIG, "--dist-url", "auto"], "--dist-url is for Detectron2"),
+        (["--config", CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is for Detectron2"),
+        ([CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is for Detectron2"),
+        (["--config", CONFIG, "--framework", "detectron2"], f"{CONFIG} is a config of Detectron2"),
+    ],
+)
+def test_arguments(argv, message):
+    assert refused(plain(*argv)).startswith(message)
+
+
+def test_help():
+    done = plain("--help")
+    assert done.code == 0
+    for text in (
+        "--config",
+        "--resume",
+        "--eval-only",
+        "--work-dir",
+        "--amp",
+        "--auto-scale-lr",
+        "--cfg-options",
+        "--launcher",
+    ):
+        assert text in done.out
+    assert "trust" in done.out
+
+
+def test_framework_that_is_not_installed(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mmdet'] = None\n")
+    message = refused(plain("--config", CONFIG, env={**os.environ, "PYTHONPATH": str(tmp_path)}))
+    assert message.startswith(f"{CONFIG} is a config of MMDetection. dk_detection.mmdet needs MMDetection 3")
+    assert "pip install" in message
+
+
+# Configs and data.
+
+
+def test_work_folder_is_named_after_the_config(train_net, config):
+    message = refused(train_net("--eval-only", "--config", config))
+    assert message == "--eval-only: work_dirs/tiny holds no checkpoint; name one with --checkpoint CKPT"
+
+
+def test_config_that_cannot_be_loaded(train_net, tmp_path):
+    path = tmp_path / "config.py"
+    for text, reason in (
+        ("_base_ = 'gone.py'", "FileNotFoundError"),
+        ("custom_imports = dict(imports=['no_such_module'])", "Failed to import no_such_module"),
+        ("default_scope = 'mmdet'\na = 1 / 0", "ZeroDivisionError: division by zero"),
+    ):
+        path.write_text(text)
+        message = refused(train_net("--config", path))
+        assert message.startswith(f"{path}: the config cannot be loaded (")
+        assert reason in message
+
+
+def test_options(train_net, config, tmp_path):
+    common = ("--config", config, "--work-dir", tmp_path / "run")
+    assert refused(train_net(*common, "--cfg-options", "model.depth")).startswith(
+        "--cfg-options model.depth: expected KEY=VALUE"
+    )
+    assert refused(train_net(*common, "--amp")).startswith(
+        "--amp: MMDetection trains with mixed precision on a GPU only"
+    )
+    assert refused(train_net(*common, "--auto-scale-lr")).startswith(
+        f"--auto-scale-lr: {config} lacks auto_scale_lr=dict("
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_data(train_net, config, data, tmp_path):
+    """The messages themselves are tested with `check_data`; here, that the command line asks it in each mode."""
+    common = ("--config", config, "--work-dir", tmp_path / "run")
+    gone = {"DK_DEFORMED_SHAPES_ROOT": "nowhere"}
+    message = refused(train_net(*common, env=gone))
+    assert message.startswith(
+        "train_dataloader.dataset: there is no annotation file nowhere/annotations/instances_train.json;"
+    )
+    assert "python -m dk_detection.datasets.deformed_shapes --out nowhere/" in message
+    assert "DK_DEFORMED_SHAPES_ROOT" in message
+    broken = shutil.copytree(data, tmp_path / "broken")
+    path = broken / "annotations" / "instances_val.json"
+    path.write_text(path.read_text()[:1000])
+    message = refused(train_net(*common, env={"DK_DEFORMED_SHAPES_ROOT": str(broken)}))
+    assert message.startswith(f"val_dataloader.dataset: the annotation file {path} is broken: it is not valid JSON")
+    assert not (tmp_path / "run").exists()
+
+
+# Runs.
+
+
+def test_training_leaves_everything_in_one_folder(trained):
+    work_dir, done = trained
+    assert iterations(done) == [1, 2, 3, 4]
+    assert re.search(r"Iter\(train\).*eta: \d:\d\d:\d\d", done.out)
+    assert {path.name for path in work_dir.glob("*.*")} == {
+        "iter_2.pth",
+        "iter_4.pth",
+        "predictions.png",
+        "tiny.py",
+        "val.bbox.json",
+        "val.metrics.json",
+        "val.segm.json",
+    }
+    assert len(list(work_dir.glob("*/*.log"))) == 1
+    record = json.loads((work_dir / "val.metrics.json").read_text())
+    assert record["iteration"] == 4
+    assert {"coco/bbox_mAP", "coco/segm_mAP"} <= record["metrics"].keys()
+    assert isinstance(json.loads((work_dir / "val.bbox.json").read_text()), list)
+    assert re.search(r"^val: box AP \d+\.\d, mask AP \d+\.\d \(COCO metric, 0 to 100\)$", done.out, re.MULTILINE)
+    assert done.out.endswith(f"Everything is in {work_dir}\n")
+    assert "Traceback" not in done.err
+
+
+def test_finished_run_is_left_alone(train_net, config, trained):
+    work_dir, first = trained
+    before = snapshot(work_dir)
+    done = train_net("--config", config, "--work-dir", work_dir, "--resume")
+    assert done.code == 0, done.err
+    assert f"{work_dir}/iter_4.pth: the training is finished and evaluated." in done.out
+    assert done.out.splitlines()[-2:] == first.out.splitlines()[-2:]
+    assert snapshot(work_dir) == before
+    message = refused(train_net("--config", config, "--work-dir", work_dir))
+    assert message == (
+        f"{work_dir} holds a run already (iter_4.pth): continue it with --resume, or choose another --work-dir"
+    )
+    assert snapshot(work_dir) == before
+
+
+@pytest.mark.parametrize("lost", ["val.metrics.json", "val.segm.json"])
+def test_finished_training_without_results_is_evaluated(train_net, config, trained, copied, lost):
+    results = json.loads((copied / "val.metrics.json").read_text())
+    (copied / lost).unlink()
+    (copied / "predictions.png").unlink()
+    done = train_net("--config", config, "--work-dir", copied, "--resume")
+    assert done.code == 0, done.err
+    assert f"{copied}/iter_4.pth: the training is finished; evaluating." in done.out
+    assert iterations(done) == []
+    assert done.out.splitlines()[-2] == trained[1].out.splitlines()[-2]
+    record = json.loads((copied / "val.metrics.json").read_text())
+    assert (record["iteration"], record["metrics"]) == (4, results["metrics"])
+    assert record["files"] == [str(copied / "val.bbox.json"), str(copied / "val.segm.json")]
+    assert all(map(os.path.isfile, [*record["files"], copied / "predictions.png"]))
+
+
+def test_resume_continues(train_net, config, half_way):
+    done = train_net("--config", config, "--work-dir", half_way, "--resume")
+    assert done.code == 0, done.err
+    assert iterations(done) == [3, 4]
+    assert (half_way / "last_checkpoint").read_text().endswith("iter_4.pth")
+    assert json.loads((half_way / "val.metrics.json").read_text())["iteration"] == 4
+
+
+def test_resume_from_a_named_checkpoint_into_another_folder(train_net, config, trained, tmp_path):
+    before = snapshot(trained[0])
+    work_dir = tmp_path / "other"
+    done = train_net("--config", config, "--work-dir", work_dir, "--resume", trained[0] / "iter_2.pth")
+    assert done.code == 0, done.err
+    assert iterations(done) == [3, 4]
+    assert snapshot(trained[0]) == before
+
+
+def test_resume_in_an_empty_folder_starts_from_scratch(train_net, config, tmp_path):
+    options = ("--cfg-options", "train_cfg.max_iters=1", "val_cfg=None", "val_dataloader=None", "val_evaluator=None")
+    done = train_net("--config", config, "--work-dir", tmp_path / "new", "--resume", *options)
+    assert done.code == 0, done.err
+    assert f"{tmp_path}/new holds no checkpoint yet: starting from scratch." in done.out
+    assert (tmp_path / "new" / "iter_1.pth").is_file()
+
+
+def test_other_config_in_the_work_folder(train_net, config, half_way, tmp_path):
+    before = snapshot(half_way)
+    twin = next(CONFIG.parent.glob(CONFIG.name.replace("-mdconv-c3-c5", "")))
+    rigid = tmp_path / "rigid.py"
+    rigid.write_text(TINY.format(base=twin.as_posix()))
+    message = refused(train_net("--config", rigid, "--work-dir", half_way, "--resume"))
+    assert message.startswith(
+        f"{half_way}/iter_2.pth belongs to the run of another config; they differ in model.backbone."
+    )
+    assert "--work-dir" in message
+    assert "holds a run already" in refused(train_net("--config", rigid, "--work-dir", half_way))
+    options = ("--cfg-options", "model.roi_head.mask_head.num_convs=3")
+    message = refused(train_net("--config", config, "--work-dir", half_way, "--resume", *options))
+    assert re.search(r"differ in model\.roi_head\.mask_head\.num_convs \(\d there, 3 here\)\.", message)
+    assert snapshot(half_way) == before
+
+
+def test_corrupt_checkpoint(train_net, config, half_way, tmp_path):
+    path = half_way / "iter_2.pth"
+    path.write_bytes(path.read_bytes()[:-1000])
+    before = snapshot(half_way)
+    expected = f"{path}: the checkpoint cannot be read, it is corrupt or incomplete ("
+    common = ("--config", config, "--work-dir", half_way)
+    assert refused(train_net(*common, "--resume")).startswith(expected)
+    assert refused(train_net(*common, "--resume", path)).startswith(expected)
+    assert refused(train_net(*common, "--eval-only", "--checkpoint", path)).startswith(expected)
+    assert snapshot(half_way) == before
+    fresh = ("--config", config, "--work-dir", tmp_path / "fresh")
+    assert refused(train_net(*fresh, "--cfg-options", f"load_from={path}")).startswith(expected)
+    init_cfg = f"model.backbone.init_cfg=dict(type='Pretrained', checkpoint='{path}')"
+    assert refused(train_net(*fresh, "--cfg-options", init_cfg)).startswith(("--cfg-options", expected))
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_eval_only(train_net, config, trained, tmp_path):
+    work_dir = tmp_path / "evaluated"
+    done = train_net(
+        "--config", config, "--work-dir", work_dir, "--eval-only", "--checkpoint", trained[0] / "iter_4.pth"
+    )
+    assert done.code == 0, done.err
+    assert {"test.bbox.json", "test.segm.json", "test.metrics.json", "predictions.png"} <= set(os.listdir(work_dir))
+    assert done.out.splitlines()[-2] == trained[1].out.splitlines()[-2].replace("val:", "test:")
+    assert json.loads((work_dir / "test.bbox.json").read_text()) == json.loads(
+        (trained[0] / "val.bbox.json").read_text()
+    )
+
+
+def test_eval_only_of_a_checkpoint_that_does_not_fit(train_net, config, trained, tmp_path):
+    checkpoint = torch.load(trained[0] / "iter_4.pth", map_location="cpu", weights_only=False)
+    weights = dict(state_dict=checkpoint["state_dict"])
+    weights["state_dict"].pop("neck.fpn_convs.0.conv.weight")
+    torch.save(weights, tmp_path / "weights.pth")
+    common = ("--config", config, "--work-dir", tmp_path / "run")
+    message = refused(train_net(*common, "--eval-only", "--checkpoint", tmp_path / "weights.pth"))
+    assert (
+        "does not fit the model of this config: missing keys in source state_dict: neck.fpn_convs.0.conv.weight"
+        in message
+    )
+    message = refused(train_net(*common, "--resume", tmp_path / "weights.pth"))
+    assert "the checkpoint has weights only, no training can continue from it" in message
+    assert "there is no such checkpoint" in refused(train_net(*common, "--eval-only", "--checkpoint", "gone.pth"))
+
+
+def test_ctrl_c_and_resume(config, environment, tmp_path):
+    """A real terminal's Ctrl-C: the signal goes to the whole process group, the data loader's workers too."""
+    work_dir = tmp_path / "run"
+    options = ("train_cfg.max_iters=500", "default_hooks.checkpoint.interval=1", "train_dataloader.num_workers=1")
+    command = [sys.executable, SCRIPT, "--config", config, "--work-dir", work_dir, "--cfg-options", *options]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (work_dir / "last_checkpoint").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    last = (work_dir / "last_checkpoint").read_text()
+    assert err.splitlines()[-1] == f"train_net.py: interrupted; the same command with --resume continues from {last}"
+    assert "Traceback" not in err
+    assert torch.load(last, map_location="cpu", weights_only=False)["meta"]["iter"] > 0
+    assert "Iter(train)" in out
+
+
+# Real images.
+
+
+def test_real_coco(tiny_coco, train_net, tmp_path):
+    """The real config on real images, smaller than in earnest: it trains, stops, goes on and evaluates."""
+    sizes = [
+        f"{pipeline}_dataloader.dataset.pipeline.{step}.scale=(533,320)"
+        for pipeline, step in (("train", 2), ("val", 1))
+    ]
+    options = (
+        "--cfg-options",
+        "model.backbone.init_cfg=None",
+        *sizes,
+        "train_dataloader.num_workers=0",
+        "train_dataloader.persistent_workers=False",
+        "val_dataloader.num_workers=0",
+        "val_dataloader.persistent_workers=False",
+        "train_dataloader.dataset.indices=4",
+        "val_dataloader.dataset.indices=3",
+        "train_cfg.max_epochs=2",
+        "train_cfg.val_begin=2",
+        "default_hooks.logger.interval=1",
+    )
+    common = ("--config", COCO_CONFIG, "--work-dir", tmp_path / "run")
+    env = {"DK_COCO_ROOT": str(tiny_coco), "OMP_NUM_THREADS": "2"}
+    one_epoch = (*options, "train_cfg.max_epochs=1")
+    done = train_net(*common, *one_epoch, env=env)
+    assert done.code == 0, done.err
+    assert re.findall(r"Epoch\(train\) *\[(\d+)\]\[(\d)/2\]", done.out) == [("1", "1"), ("1", "2")]
+    assert not (tmp_path / "run" / "val.bbox.json").exists()
+    done = train_net(*common, "--resume", *options, env=env)
+    assert done.code == 0, done.err
+    assert re.findall(r"Epoch\(train\) *\[(\d+)\]\[(\d)/2\]", done.out) == [("2", "1"), ("2", "2")]
+    assert re.search(r"^val: box AP \d+\.\d \(COCO metric, 0 to 100\)$", done.out, re.MULTILINE)
+    images = {entry["image_id"] for entry in json.loads((tmp_path / "run" / "val.bbox.json").read_text())}
+    known = json.loads((tiny_coco / "annotations" / "instances_val2017.json").read_text())["images"]
+    assert images <= {image["id"] for image in known}
