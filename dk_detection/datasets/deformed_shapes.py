@@ -30,7 +30,7 @@ from tqdm import tqdm
 CLASSES = ("disc", "triangle", "square", "star", "cross", "crescent")
 SPLITS = ("train", "val", "test")
 
-DEFAULT_DIFFICULTY = 0.35  # a small detector learns it within minutes and is far from perfect
+DEFAULT_DIFFICULTY = 0.25  # a small detector learns it within minutes and is far from perfect
 MIN_IMAGE_SIZE = 64  # below, the smallest objects have fewer than 7 pixels across
 OBJECTS = (1, 6)  # per image
 OBJECT_SIZE = (0.11, 0.47)  # square root of the area of a whole object, in image sizes
@@ -444,7 +444,7 @@ def make(
     seed: int = 0,
     difficulty: float = DEFAULT_DIFFICULTY,
     image_size: int = 128,
-    num_train: int = 1000,
+    num_train: int = 1500,
     num_val: int = 200,
     num_test: int = 100,
 ) -> bool:
@@ -512,7 +512,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--difficulty", type=float, default=DEFAULT_DIFFICULTY, help="from 0 (easy) to 1 (hard)")
     parser.add_argument("--image-size", type=int, default=128, help="width and height in pixels")
-    parser.add_argument("--train", type=int, default=1000, help="number of training images")
+    parser.add_argument("--train", type=int, default=1500, help="number of training images")
     parser.add_argument("--val", type=int, default=200, help="number of validation images")
     parser.add_argument("--test", type=int, default=100, help="number of test images")
     args = parser.parse_args(arguments)

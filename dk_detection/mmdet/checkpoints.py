@@ -64,8 +64,8 @@ def latest_checkpoint(work_dir: str) -> str | None:
         return None
     with open(record, encoding="utf-8") as file:
         path = file.read().strip()
-    # The folder may have been moved since.
-    return path if os.path.isfile(path) else os.path.join(work_dir, os.path.basename(path))
+    here = os.path.join(work_dir, os.path.basename(path))  # the folder may have been moved or copied since
+    return here if os.path.isfile(here) else path
 
 
 def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:

@@ -60,7 +60,7 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> None:
         return files[path]
 
     for mode in modes:
-        evaluators = list(_evaluators(cfg, mode))
+        evaluators = list(_coco_evaluators(cfg, mode))
         labelled = mode != "test" or any(not evaluator.get("format_only") for _, evaluator in evaluators)
         images, local = set(), True
         for where, dataset in _datasets(cfg, mode):
@@ -137,7 +137,7 @@ def _check_dataset(where, path, file, dataset, mode, labelled, advice) -> None:
         raise UserError(
             f"{where}: annotations[{file.without_mask}] of {path} has no 'segmentation', but the pipeline loads masks"
         )
-    classes = _class_of(dataset, DATASETS)._load_metainfo(dataset.get("metainfo"))["classes"]
+    classes = class_of(dataset, DATASETS)._load_metainfo(dataset.get("metainfo"))["classes"]
     if missing := [name for name in classes if name not in file.categories]:
         raise UserError(
             f"{where}: the annotation file {path} has no category {missing[0]!r} ({len(missing)} of {len(classes)} "
@@ -162,18 +162,26 @@ def _datasets(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
             todo.append((f"{where}.dataset", dataset["dataset"]))
         elif "datasets" in dataset:
             todo += [(f"{where}.datasets[{i}]", inner) for i, inner in enumerate(dataset["datasets"])]
-        elif issubclass(_class_of(dataset, DATASETS), CocoDataset):
+        elif issubclass(class_of(dataset, DATASETS), CocoDataset):
             yield where, dataset
 
 
-def _evaluators(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
+def _coco_evaluators(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
+    """The COCO evaluators of a mode with their places in the config."""
+    evaluators = evaluators_of(cfg, mode)
+    for i, evaluator in enumerate(evaluators):
+        if issubclass(class_of(evaluator, METRICS), CocoMetric):
+            yield f"{mode}_evaluator[{i}]" if len(evaluators) > 1 else f"{mode}_evaluator", evaluator
+
+
+def evaluators_of(cfg: Config, mode: str) -> list[dict]:
+    """The settings of all evaluators of a mode."""
     evaluators = cfg.get(f"{mode}_evaluator") or []
-    for i, evaluator in enumerate([evaluators] if isinstance(evaluators, dict) else evaluators):
-        if issubclass(_class_of(evaluator, METRICS), CocoMetric):
-            yield f"{mode}_evaluator" if isinstance(evaluators, dict) else f"{mode}_evaluator[{i}]", evaluator
+    return [evaluators] if isinstance(evaluators, dict) else evaluators
 
 
-def _class_of(settings: dict, registry) -> type:
+def class_of(settings: dict, registry) -> type:
+    """The class that a `type` means; `object` if nothing of that name is registered, which the framework will tell."""
     kind = settings.get("type")
     kind = kind if inspect.isclass(kind) else registry.get(kind)
     return kind if inspect.isclass(kind) else object

@@ -9,15 +9,16 @@ import glob
 import inspect
 import json
 import math
+import numbers
 import os
 import shlex
 import urllib.error
 import warnings
 
-import torch
 from mmdet.registry import METRICS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -30,7 +31,7 @@ from dk_detection.mmdet.checkpoints import (
     read_checkpoint,
     read_training_state,
 )
-from dk_detection.mmdet.data_checks import check_data
+from dk_detection.mmdet.data_checks import check_data, class_of, evaluators_of
 
 
 def run(
@@ -69,17 +70,21 @@ def run(
     # Said by the libraries about each other; nothing that a user can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="mmengine|mmcv|mmdet")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected")
 
     cfg = load_config(config, cfg_options)
+    needed = ("model", "test_cfg") if eval_only else ("model", "train_cfg", "train_dataloader", "optim_wrapper")
+    if missing := [key for key in needed if not cfg.get(key)]:
+        raise UserError(f"{config}: the config sets no {missing[0]}")
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", _stem(config))
     if amp:
-        if not torch.cuda.is_available():
+        if get_device() == "cpu":
             raise UserError("--amp: MMDetection trains with mixed precision on a GPU only, and there is none")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
     if auto_scale_lr:
-        if not {"enable", "base_batch_size"} <= cfg.get("auto_scale_lr", {}).keys():
+        if not {"enable", "base_batch_size"} <= (cfg.get("auto_scale_lr") or {}).keys():
             raise UserError(f"--auto-scale-lr: {config} lacks auto_scale_lr=dict(enable=..., base_batch_size=...)")
         cfg.auto_scale_lr.enable = True
     for mode in ("val", "test"):
@@ -89,7 +94,7 @@ def run(
         if eval_only:
             _evaluate(cfg, "test", checkpoint)
         else:
-            _train(cfg, resume)
+            _train(cfg, resume or (cfg.get("resume") and (cfg.get("load_from") or "auto")))
     except urllib.error.URLError as error:
         raise UserError(
             f"pretrained weights could not be downloaded ({error.reason}); name a file of them with --cfg-options "
@@ -122,7 +127,7 @@ def load_config(path: str, options: list[str] | None = None) -> Config:
 
 def _train(cfg: Config, resume: str | None) -> None:
     last = latest_checkpoint(cfg.work_dir)
-    if resume is None:
+    if not resume:
         if last:
             raise UserError(
                 f"{cfg.work_dir} holds a run already ({os.path.basename(last)}): continue it with --resume, or choose "
@@ -140,6 +145,7 @@ def _train(cfg: Config, resume: str | None) -> None:
         cfg.resume, cfg.load_from = True, source
     else:
         _say(f"{cfg.work_dir} holds no checkpoint yet: starting from scratch.")
+        cfg.resume = False
     for path in _weight_files(cfg):
         read_checkpoint(path)
     _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
@@ -160,7 +166,8 @@ def _train(cfg: Config, resume: str | None) -> None:
 def _finish(cfg: Config, checkpoint: str, iteration: int) -> None:
     """For a run whose training is complete: evaluates if that has not been done."""
     record = _read_record(cfg, "val")
-    done = record.get("iteration") == iteration and all(map(os.path.isfile, record["files"]))
+    files = [os.path.join(cfg.work_dir, file) for file in record.get("files", [])]
+    done = record.get("iteration") == iteration and all(map(os.path.isfile, files))
     if done or not cfg.get("val_cfg"):
         _say(f"{checkpoint}: the training is finished{' and evaluated' if done else ''}.")
         _summarise(cfg, "val")
@@ -173,8 +180,6 @@ def _evaluate(cfg: Config, mode: str, checkpoint: str | None) -> None:
     path = checkpoint or cfg.get("load_from") or latest_checkpoint(cfg.work_dir)
     if not path:
         raise UserError(f"--eval-only: {cfg.work_dir} holds no checkpoint; name one with --checkpoint CKPT")
-    if not cfg.get(f"{mode}_cfg"):
-        raise UserError(f"--eval-only: the config sets no {mode}_cfg, {mode}_dataloader and {mode}_evaluator")
     weights = None if "://" in path else read_checkpoint(path)
     _check_data(cfg, (mode,))
     cfg.resume, cfg.load_from = False, path
@@ -209,7 +214,8 @@ def _weight_files(cfg: Config) -> list[str]:
         value = todo.pop()
         if isinstance(value, dict):
             todo += value.values()
-            paths.append((value.get("init_cfg") or {}).get("checkpoint") if "init_cfg" in value else None)
+            if value.get("type") == "Pretrained":
+                paths.append(value.get("checkpoint"))
         elif isinstance(value, (list, tuple)):
             todo += value
     return [path for path in paths if path and "://" not in path]
@@ -217,12 +223,10 @@ def _weight_files(cfg: Config) -> list[str]:
 
 def _keep_results(cfg: Config, mode: str) -> None:
     """Lets evaluators leave their result files in the work folder, where the config does not say another place."""
-    evaluators = cfg.get(f"{mode}_evaluator") or []
-    evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
+    evaluators = evaluators_of(cfg, mode)
     for i, evaluator in enumerate(evaluators):
-        kind = evaluator.get("type")
-        kind = kind if inspect.isclass(kind) else METRICS.get(kind)
-        if kind and "outfile_prefix" in inspect.signature(kind).parameters and not evaluator.get("outfile_prefix"):
+        takes_prefix = "outfile_prefix" in inspect.signature(class_of(evaluator, METRICS)).parameters
+        if takes_prefix and not evaluator.get("outfile_prefix"):
             evaluator["outfile_prefix"] = os.path.join(cfg.work_dir, f"{mode}{i}" if len(evaluators) > 1 else mode)
 
 
@@ -241,14 +245,13 @@ class _RecordHook(Hook):
     def _write(self, runner, mode: str, metrics) -> None:
         if runner.rank != 0:
             return
-        evaluators = self.cfg[f"{mode}_evaluator"]
-        prefixes = [e.get("outfile_prefix") for e in ([evaluators] if isinstance(evaluators, dict) else evaluators)]
+        prefixes = filter(None, (evaluator.get("outfile_prefix") for evaluator in evaluators_of(self.cfg, mode)))
         path = _record_path(self.cfg, mode)
-        files = {file for prefix in prefixes if prefix for file in glob.glob(f"{glob.escape(prefix)}.*")}
+        files = {file for prefix in prefixes for file in glob.glob(f"{glob.escape(prefix)}.*")}
         record = {
             "iteration": runner.iter or self.iteration,
-            "metrics": {key: float(value) for key, value in (metrics or {}).items()},
-            "files": sorted(files - {path}),
+            "metrics": {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, numbers.Real)},
+            "files": sorted(os.path.relpath(file, self.cfg.work_dir) for file in files - {path}),
         }
         with open(f"{path}.tmp", "w", encoding="utf-8") as file:
             json.dump(record, file, indent=2)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,10 @@ def test_latest_checkpoint(tmp_path):
     assert latest_checkpoint(str(tmp_path)) is None
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_8.pth"))
     assert latest_checkpoint(str(tmp_path)) == str(tmp_path / "iter_8.pth")
-    moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert latest_checkpoint(str(moved)) == str(moved / "iter_8.pth")
+    copy_ = shutil.copytree(tmp_path, tmp_path / "copy")
+    assert latest_checkpoint(str(copy_)) == str(copy_ / "iter_8.pth")
+    (copy_ / "iter_8.pth").unlink()  # CheckpointHook's out_dir may be another folder
+    assert latest_checkpoint(str(copy_)) == str(tmp_path / "iter_8.pth")
 
 
 def test_fit():

@@ -219,6 +219,9 @@ def test_config_that_cannot_be_loaded(train_net, tmp_path):
         message = refused(train_net("--config", path))
         assert message.startswith(f"{path}: the config cannot be loaded (")
         assert reason in message
+    path.write_text("model = dict(type='MaskRCNN')\ntrain_cfg = dict(max_iters=1)")
+    assert refused(train_net("--config", path)) == f"{path}: the config sets no train_dataloader"
+    assert refused(train_net("--config", path, "--eval-only")) == f"{path}: the config sets no test_cfg"
 
 
 def test_options(train_net, config, tmp_path):
@@ -306,8 +309,8 @@ def test_finished_training_without_results_is_evaluated(train_net, config, train
     assert done.out.splitlines()[-2] == trained[1].out.splitlines()[-2]
     record = json.loads((copied / "val.metrics.json").read_text())
     assert (record["iteration"], record["metrics"]) == (4, results["metrics"])
-    assert record["files"] == [str(copied / "val.bbox.json"), str(copied / "val.segm.json")]
-    assert all(map(os.path.isfile, [*record["files"], copied / "predictions.png"]))
+    assert record["files"] == ["val.bbox.json", "val.segm.json"]
+    assert all((copied / name).is_file() for name in [*record["files"], "predictions.png"])
 
 
 def test_resume_continues(train_net, config, half_way):
@@ -450,6 +453,7 @@ def test_real_coco(tiny_coco, train_net, tmp_path):
         "val_dataloader.dataset.indices=3",
         "train_cfg.max_epochs=2",
         "train_cfg.val_begin=2",
+        "model.test_cfg.rcnn.score_thr=0.0",  # a detector that has not learned anything is not sure of anything
         "default_hooks.logger.interval=1",
     )
     common = ("--config", COCO_CONFIG, "--work-dir", tmp_path / "run")
