@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from setuptools import setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent  # compilers run in another folder
 
 
 def find_cuda_toolkit() -> "Path | None":
