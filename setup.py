@@ -1,11 +1,11 @@
 """Builds the extension `dk_detection._C`: always the CPU kernels, the CUDA kernels too where a toolkit is found.
 
 Environment variables:
-    DK_DETECTION_CUDA     1: the CUDA kernels are wanted, fail where they cannot be built; 0: leave them out. Unset: build
-                          them if torch is a CUDA build and a toolkit of the same major version is found.
+    DK_DETECTION_CUDA     1: the CUDA kernels are wanted, fail where they cannot be built; 0: leave them out. Unset:
+                          build them if torch is a CUDA build and a toolkit of the same major version is found.
     CUDA_HOME             where to look for the toolkit first.
-    TORCH_CUDA_ARCH_LIST  architectures to build for. Unset: those of the visible GPUs; without a GPU "7.5+PTX", which every
-                          later GPU can run.
+    TORCH_CUDA_ARCH_LIST  architectures to build for. Unset: those of the visible GPUs; without a GPU
+                          "7.5+PTX", which every later GPU can run.
 """
 
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent  # compilers run in another folder
 
 
 def find_cuda_toolkit() -> "Path | None":
-    """The toolkit's folder, known by its header. `nvcc` alone is no proof: it may be a wrapper script that lies elsewhere."""
+    """The toolkit's folder, known by its header: `nvcc` may be a wrapper script that lies elsewhere."""
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     nvcc = shutil.which("nvcc")
     if nvcc:

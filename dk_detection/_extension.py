@@ -26,6 +26,6 @@ def require(operator: str) -> None:
     """Raises RuntimeError with the way out if `operator` cannot run because the compiled library is missing."""
     if _error is not None:
         raise RuntimeError(
-            f"{operator}: the compiled library of dk_detection could not be loaded ({_error}). It has to be built for the "
-            f"installed torch {torch.__version__}: in the project's folder run `{_BUILD}` (or `make test`, which does it)."
+            f"{operator}: the compiled library of dk_detection could not be loaded ({_error}). It has to be built for "
+            f"the installed torch {torch.__version__}: in the project's folder run `{_BUILD}`, or `make setup`."
         ) from _error

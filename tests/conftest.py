@@ -35,7 +35,7 @@ def seed():
 
 @pytest.fixture(scope="session")
 def tiny_coco() -> Path:
-    """A folder of a few real COCO images: train2017/, val2017/ and annotations/. Set DK_TINY_COCO to say where it lies."""
+    """A folder of a few real COCO images: train2017/, val2017/, annotations/. DK_TINY_COCO says where it lies."""
     path = Path(os.environ.get("DK_TINY_COCO", ROOT.parent / "shared" / "data" / "tiny_coco"))
     if not path.is_dir():
         pytest.skip(f"the optional COCO images are not at {path} (set DK_TINY_COCO)")

@@ -8,8 +8,9 @@
 
 namespace dk {
 
-// The four pixels around a sampling position, in the order (top left, top right, bottom left, bottom right). `index` is the
-// row-major pixel number, -1 where the pixel lies outside the map and counts as zero; `weight` are the bilinear weights.
+// The four pixels around a sampling position, in the order (top left, top right, bottom left, bottom right). `index` is
+// the row-major pixel number, -1 where the pixel lies outside the map and counts as zero; `weight` are the bilinear
+// weights.
 template <typename T>
 struct Corners {
   int64_t index[4];
@@ -17,8 +18,8 @@ struct Corners {
   T fy, fx;  // distances to the top row and the left column, in [0, 1)
 };
 
-// Positions with -1 < y < height and -1 < x < width see the map. The guard is written so that NaN fails it; infinities and
-// everything outside fail it too, and such a position reads nothing and gets no gradient.
+// Positions with -1 < y < height and -1 < x < width see the map. The guard is written so that NaN fails it; infinities
+// and everything outside fail it too, and such a position reads nothing and gets no gradient.
 template <typename T>
 DK_HOST_DEVICE Corners<T> bilinear_corners(T y, T x, int64_t height, int64_t width) {
   Corners<T> c;
@@ -47,8 +48,49 @@ DK_HOST_DEVICE Corners<T> bilinear_corners(T y, T x, int64_t height, int64_t wid
   return c;
 }
 
-// Derivatives of the sampled value by y and x, given the four corner values (zero outside). Linear in the values, so sums over
-// channels may be put in their place.
+// One axis of a sampling position, moved to the nearest pixel centre where it lies beyond the first or the last one:
+// weight 1 - fraction on pixel `low`, fraction on `high`. Beyond them the sampled value does not change with the
+// position: `moves` is false.
+template <typename T>
+struct ClampedAxis {
+  int64_t low, high;
+  T fraction;
+  bool moves;
+};
+
+// `position` must not be NaN; on a pixel the derivative is the one from the right.
+template <typename T>
+DK_HOST_DEVICE ClampedAxis<T> clamp_to_map(T position, int64_t length) {
+  if (position < T(0)) {
+    return {0, 0, T(0), false};
+  }
+  if (position >= T(length - 1)) {
+    return {length - 1, length - 1, T(0), false};
+  }
+  const T low = std::floor(position);
+  const int64_t index = static_cast<int64_t>(low);
+  return {index, index + 1, position - low, true};
+}
+
+// The corners of a clamped position: all of them on the map, some of them possibly the same.
+template <typename T>
+DK_HOST_DEVICE Corners<T> clamped_corners(const ClampedAxis<T>& y, const ClampedAxis<T>& x, int64_t width) {
+  Corners<T> c;
+  c.index[0] = y.low * width + x.low;
+  c.index[1] = y.low * width + x.high;
+  c.index[2] = y.high * width + x.low;
+  c.index[3] = y.high * width + x.high;
+  c.fy = y.fraction;
+  c.fx = x.fraction;
+  c.weight[0] = (1 - c.fy) * (1 - c.fx);
+  c.weight[1] = (1 - c.fy) * c.fx;
+  c.weight[2] = c.fy * (1 - c.fx);
+  c.weight[3] = c.fy * c.fx;
+  return c;
+}
+
+// Derivatives of the sampled value by y and x, given the four corner values (zero outside). Linear in the values, so
+// sums over channels may be put in their place.
 template <typename T>
 DK_HOST_DEVICE T bilinear_grad_y(const Corners<T>& c, const T value[4]) {
   return (1 - c.fx) * (value[2] - value[0]) + c.fx * (value[3] - value[1]);

@@ -1,8 +1,8 @@
 // deform_conv2d for devices: bodies of the kernels, and the order they run in, written over a launcher (launch.h).
 //
-// The map is channels-last, so the lanes of a warp read neighbouring channels of one sampling position: its set-up is computed
-// once per warp. Columns are made for a chunk of output positions at a time and handed to a matrix product; their buffer is bounded
-// whatever the sizes.
+// The map is channels-last, so the lanes of a warp read neighbouring channels of one sampling position: its set-up is
+// computed once per warp. Columns are made for a chunk of output positions at a time and handed to a matrix product;
+// their buffer is bounded whatever the sizes.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -161,9 +161,9 @@ struct ScatterInputGradient {
   }
 };
 
-// The deterministic way to the same gradient, in two bodies. First, for every item and corner the pixel it touches, numbered
-// within (image, offset group) planes, or the number of pixels where it touches none. Sorted by that key, the contributions to
-// one pixel lie together and in a fixed order.
+// The deterministic way to the same gradient, in two bodies. First, for every item and corner the pixel it touches,
+// numbered within (image, offset group) planes, or the number of pixels where it touches none. Sorted by that key, the
+// contributions to one pixel lie together and in a fixed order.
 template <typename T, typename A>
 struct CornerKeys {
   DeformConv2dDevice<T, A> p;
@@ -177,8 +177,9 @@ struct CornerKeys {
     const auto it = p.item(index);
     const int64_t plane = p.s.height * p.s.width;
     for (int k = 0; k < 4; ++k) {
-      keys[index * 4 + k] = it.corners.index[k] < 0 ? p.s.batch * p.s.offset_groups * plane
-                                                    : (it.n * p.s.offset_groups + it.group) * plane + it.corners.index[k];
+      keys[index * 4 + k] = it.corners.index[k] < 0
+                                ? p.s.batch * p.s.offset_groups * plane
+                                : (it.n * p.s.offset_groups + it.group) * plane + it.corners.index[k];
     }
   }
 };
@@ -215,7 +216,10 @@ class DeformConv2dPipeline {
   using A = at::opmath_type<T>;
 
   DeformConv2dPipeline(
-      const DeformConv2dSizes& sizes, const at::Tensor& input, const at::Tensor& offset, const std::optional<at::Tensor>& mask)
+      const DeformConv2dSizes& sizes,
+      const at::Tensor& input,
+      const at::Tensor& offset,
+      const std::optional<at::Tensor>& mask)
       : s(sizes),
         wide(input.options().dtype(c10::CppTypeToScalarType<A>::value)),
         x(input.contiguous(at::MemoryFormat::ChannelsLast)),
@@ -234,12 +238,13 @@ class DeformConv2dPipeline {
     return bias ? out.add_(*bias) : out;  // [N, outH, outW, O]
   }
 
-  DeformConv2dGradients backward(const at::Tensor& grad_output, const at::Tensor& weight, std::array<bool, 5> wanted) const {
+  DeformConv2dGradients backward(
+      const at::Tensor& grad_output, const at::Tensor& weight, std::array<bool, 5> wanted) const {
     const at::Tensor grad = grad_output.permute({0, 2, 3, 1})
                                 .reshape({total(), s.groups, s.group_out()})
                                 .transpose(0, 1)
-                                .contiguous();      // [groups, N * P, O / groups]
-    const at::Tensor filter = filters(weight);      // [groups, O / groups, taps * C / groups]
+                                .contiguous();  // [groups, N * P, O / groups]
+    const at::Tensor filter = filters(weight);  // [groups, O / groups, taps * C / groups]
     at::Tensor grad_x, grad_off, grad_mask, grad_filter;
     if (wanted[0]) {
       grad_x = at::zeros({s.batch, s.height, s.width, s.in_channels}, wide);
@@ -260,10 +265,9 @@ class DeformConv2dPipeline {
         if (grad_off.defined()) {
           with_width([&](auto width) {
             Launcher::run(
-                p.items(),
-                SampleGradient<T, A, decltype(width)::value>{
-                    p, data, grad_off.template mutable_data_ptr<A>(),
-                    grad_mask.defined() ? grad_mask.template mutable_data_ptr<A>() : nullptr});
+                p.items(), SampleGradient<T, A, decltype(width)::value>{
+                               p, data, grad_off.template mutable_data_ptr<A>(),
+                               grad_mask.defined() ? grad_mask.template mutable_data_ptr<A>() : nullptr});
           });
         }
         if (wanted[0]) {
@@ -307,8 +311,13 @@ class DeformConv2dPipeline {
   }
 
   DeformConv2dDevice<T, A> device(int64_t first) const {
-    return {s, x.template const_data_ptr<T>(), off.template const_data_ptr<A>(),
-            msk.defined() ? msk.template const_data_ptr<A>() : nullptr, first, std::min(chunk(), total() - first)};
+    return {
+        s,
+        x.template const_data_ptr<T>(),
+        off.template const_data_ptr<A>(),
+        msk.defined() ? msk.template const_data_ptr<A>() : nullptr,
+        first,
+        std::min(chunk(), total() - first)};
   }
 
   // [groups, O / groups, taps * C / groups], channels fastest.
@@ -321,7 +330,7 @@ class DeformConv2dPipeline {
   void with_width(const Body& body) const {
     constexpr int kWide = 16 / sizeof(T);
     const bool fits = s.offset_group_channels() % kWide == 0 && s.group_in() % kWide == 0 &&
-        reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+                      reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
     if (fits) {
       body(std::integral_constant<int, kWide>{});
     } else {
@@ -333,8 +342,7 @@ class DeformConv2dPipeline {
   at::Tensor sample(const DeformConv2dDevice<T, A>& p) const {
     at::Tensor columns = at::empty({s.groups, p.count, s.taps() * s.group_in()}, x.options());
     with_width([&](auto width) {
-      Launcher::run(
-          p.items(), SampleColumns<T, A, decltype(width)::value>{p, columns.template mutable_data_ptr<T>()});
+      Launcher::run(p.items(), SampleColumns<T, A, decltype(width)::value>{p, columns.template mutable_data_ptr<T>()});
     });
     return columns;
   }
@@ -350,9 +358,9 @@ class DeformConv2dPipeline {
     const int64_t pixels = s.batch * s.offset_groups * s.height * s.width;
     const at::Tensor starts = at::searchsorted(sorted, at::arange(pixels + 1, keys.options()));
     Launcher::run(
-        pixels,
-        GatherInputGradient<T, A>{
-            p, grad_columns, order.template const_data_ptr<int64_t>(), starts.template const_data_ptr<int64_t>(), grad_input});
+        pixels, GatherInputGradient<T, A>{
+                    p, grad_columns, order.template const_data_ptr<int64_t>(),
+                    starts.template const_data_ptr<int64_t>(), grad_input});
   }
 
   DeformConv2dSizes s;
@@ -394,7 +402,8 @@ DeformConv2dGradients deform_conv2d_backward_device(
   check_deform_conv2d_grad(grad_output, input, mask, s, output_mask);
   DeformConv2dGradients result;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "deform_conv2d_backward", [&] {
-    result = DeformConv2dPipeline<Launcher, scalar_t>(s, input, offset, mask).backward(grad_output, weight, output_mask);
+    result =
+        DeformConv2dPipeline<Launcher, scalar_t>(s, input, offset, mask).backward(grad_output, weight, output_mask);
   });
   if (output_mask[0]) {
     std::get<0>(result) = std::get<0>(result).contiguous(input.suggest_memory_format());

@@ -1,7 +1,9 @@
-// One way to run a body over many work items: as a CUDA grid, or, to test the device arithmetic where no GPU is, as a plain loop.
+// One way to run a body over many work items: as a CUDA grid, or, to test the device arithmetic where no GPU is, as a
+// plain loop.
 //
-// A body is a struct with `template <class Lanes> DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const`. The lanes
-// of an item share its work: lane i of n takes the channels i, i + n, ... and `lanes.sum` adds up what they found.
+// A body is a struct with `template <class Lanes> DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes)
+// const`. The lanes of an item share its work: lane i of n takes the channels i, i + n, ... and `lanes.sum` adds up
+// what they found.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +22,15 @@ struct HostLanes {
 };
 
 struct HostLauncher {
+  // Makes a device the current one as long as it lives.
+  struct Guard {
+    template <typename Device>
+    explicit Guard(const Device&) {}
+  };
+
+  // Whether results may be waited for: not while a CUDA graph is recorded.
+  static bool may_wait() { return true; }
+
   template <typename Body>
   static void run(int64_t items, const Body& body) {
     for (int64_t item = 0; item < items; ++item) {

@@ -10,7 +10,8 @@ TORCH_LIBRARY_FRAGMENT(dk_detection, m) {
       "int[2] padding, int[2] dilation) -> Tensor");
   m.def(
       "_deform_conv2d_host_run_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
-      "int[2] stride, int[2] padding, int[2] dilation, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int[2] stride, int[2] padding, int[2] dilation, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(dk_detection, CPU, m) {

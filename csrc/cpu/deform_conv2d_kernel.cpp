@@ -1,10 +1,11 @@
 // Host kernels of deform_conv2d.
 //
-// Everything runs in float (double for double): half types are widened on entry and rounded once at the end. The input is
-// channels-last, so one bilinear set-up serves a whole row of channels. The forward samples a tile of columns that stays in cache
-// and multiplies it at once by the packed weight. The backward gives every thread a slice of the channels: it alone writes that
-// slice of the input's and the weight's gradient, so no atomics are needed and the result does not depend on timing; only the
-// offset's and the mask's gradients are sums over slices, taken in a fixed order.
+// Everything runs in float (double for double): half types are widened on entry and rounded once at the end. The input
+// is channels-last, so one bilinear set-up serves a whole row of channels. The forward samples a tile of columns that
+// stays in cache and multiplies it at once by the packed weight. The backward gives every thread a slice of the
+// channels: it alone writes that slice of the input's and the weight's gradient, so no atomics are needed and the
+// result does not depend on timing; only the offset's and the mask's gradients are sums over slices, taken in a fixed
+// order.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -67,7 +68,13 @@ struct Problem {
 // out[t, 0:width] = the sampled channels; `image` points at the first channel wanted, `zeros` at a row of width zeros.
 template <typename T>
 DK_SIMD_CLONES void sample_rows(
-    const T* image, int64_t pixel_stride, const Sample<T>* samples, int64_t count, int64_t width, const T* zeros, T* out,
+    const T* image,
+    int64_t pixel_stride,
+    const Sample<T>* samples,
+    int64_t count,
+    int64_t width,
+    const T* zeros,
+    T* out,
     int64_t out_stride) {
   for (int64_t t = 0; t < count; ++t, out += out_stride) {
     const T* corner[4];
@@ -84,13 +91,23 @@ DK_SIMD_CLONES void sample_rows(
   }
 }
 
-// Takes the gradient of the columns apart. For each position t: dots[t, k] += sum over channels of grad * corner k, columns[t] =
-// the sampled channels, and, where grad_image is given, grad_image[corner k] += weight k * grad. `scratch` takes what falls
-// outside the map.
+// Takes the gradient of the columns apart. For each position t: dots[t, k] += sum over channels of grad * corner k,
+// columns[t] = the sampled channels, and, where grad_image is given, grad_image[corner k] += weight k * grad. `scratch`
+// takes what falls outside the map.
 template <typename T, bool kScatter>
 DK_SIMD_CLONES void backward_rows(
-    const T* image, T* grad_image, int64_t pixel_stride, const Sample<T>* samples, int64_t count, int64_t width, const T* zeros,
-    T* scratch, const T* grad, T* columns, int64_t row_stride, T* dots) {
+    const T* image,
+    T* grad_image,
+    int64_t pixel_stride,
+    const Sample<T>* samples,
+    int64_t count,
+    int64_t width,
+    const T* zeros,
+    T* scratch,
+    const T* grad,
+    T* columns,
+    int64_t row_stride,
+    T* dots) {
   for (int64_t t = 0; t < count; ++t, grad += row_stride, columns += row_stride, dots += 4) {
     const T* corner[4];
     T* target[4];
@@ -127,7 +144,8 @@ DK_SIMD_CLONES void backward_rows(
 
 // out[t] += in[t] * factor, channel by channel: a depthwise filter's tap.
 template <typename T>
-DK_SIMD_CLONES void multiply_add_rows(const T* in, const T* factor, int64_t count, int64_t width, int64_t out_stride, T* out) {
+DK_SIMD_CLONES void multiply_add_rows(
+    const T* in, const T* factor, int64_t count, int64_t width, int64_t out_stride, T* out) {
   for (int64_t t = 0; t < count; ++t, in += width, out += out_stride) {
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
@@ -160,11 +178,10 @@ DK_SIMD_CLONES void multiply_reduce_rows(
   }
 }
 
-bool is_depthwise(const DeformConv2dSizes& s) {
-  return s.group_in() == 1 && s.group_out() == 1;
-}
+bool is_depthwise(const DeformConv2dSizes& s) { return s.group_in() == 1 && s.group_out() == 1; }
 
-// Output positions a tile holds: as many as keep `floats_per_position` values each inside a quarter megabyte, evenly cut.
+// Output positions a tile holds: as many as keep `floats_per_position` values each inside a quarter megabyte, evenly
+// cut.
 int64_t tile_positions(int64_t positions, int64_t floats_per_position, int64_t batch) {
   constexpr int64_t kCacheFloats = 64 * 1024;
   int64_t tile = std::clamp<int64_t>(kCacheFloats / floats_per_position, 32, 256);
@@ -182,7 +199,14 @@ at::Tensor widen(const at::Tensor& tensor, at::MemoryFormat format) {
 
 // Writes a [count, channels] tile to the output, which is [channels, positions] (kRows false) or [positions, channels].
 template <typename T>
-void store_tile(const T* tile, const T* bias, int64_t count, const DeformConv2dSizes& s, bool channels_last, int64_t first, T* out) {
+void store_tile(
+    const T* tile,
+    const T* bias,
+    int64_t count,
+    const DeformConv2dSizes& s,
+    bool channels_last,
+    int64_t first,
+    T* out) {
   const int64_t channels = s.out_channels, positions = s.positions();
   if (channels_last) {
     for (int64_t t = 0; t < count; ++t) {
@@ -273,14 +297,15 @@ at::Tensor forward(
           multiply_add_rows(columns.data(), packed.data() + tap * channels, count, channels, channels, result.data());
         } else if (s.groups == 1) {
           gemm_packed(
-              count, group_out, group_rows, tap * channels, row, columns.data(), row, packed.data(), result.data(), group_out,
-              tap > 0);
+              count, group_out, group_rows, tap * channels, row, columns.data(), row, packed.data(), result.data(),
+              group_out, tap > 0);
         } else {
           for (int64_t g = 0; g < s.groups; ++g) {
             for (int64_t k = 0; k < width; ++k) {
               gemm_packed(
-                  count, group_out, group_rows, (tap + k) * group_in, group_in, columns.data() + k * channels + g * group_in, row,
-                  packed.data() + g * group_rows * group_out, result.data() + g * group_out, s.out_channels, tap + k > 0);
+                  count, group_out, group_rows, (tap + k) * group_in, group_in,
+                  columns.data() + k * channels + g * group_in, row, packed.data() + g * group_rows * group_out,
+                  result.data() + g * group_out, s.out_channels, tap + k > 0);
             }
           }
         }
@@ -291,7 +316,8 @@ at::Tensor forward(
   return output.to(input.scalar_type());
 }
 
-// A run of at most kPanel channels that one matrix product covers: a piece of one weight group, or several whole small groups.
+// A run of at most kPanel channels that one matrix product covers: a piece of one weight group, or several whole small
+// groups.
 struct Panel {
   int64_t first, width;
 };
@@ -328,9 +354,11 @@ struct BackwardUnit {
   void run(int64_t n, const Panel* begin, const Panel* end, int64_t tile) const {
     const DeformConv2dSizes& s = problem.s;
     const int64_t positions = s.positions(), group_channels = s.offset_group_channels();
-    const int64_t low = begin->first / group_channels, high = ((end - 1)->first + (end - 1)->width - 1) / group_channels + 1;
+    const int64_t low = begin->first / group_channels,
+                  high = ((end - 1)->first + (end - 1)->width - 1) / group_channels + 1;
     std::vector<Sample<T>> samples((high - low) * tile);
-    std::vector<T> dots((high - low) * tile * 4), grad(tile * kPanel), columns(tile * kPanel), zeros(kPanel), scratch(kPanel);
+    std::vector<T> dots((high - low) * tile * 4), grad(tile * kPanel), columns(tile * kPanel), zeros(kPanel),
+        scratch(kPanel);
     for (int64_t first = 0; first < positions; first += tile) {
       const int64_t count = std::min(tile, positions - first);
       for (int64_t tap = 0; tap < s.taps(); ++tap) {
@@ -346,9 +374,9 @@ struct BackwardUnit {
             const int64_t shift = c - panel->first;
             const auto rows = grad_image ? backward_rows<T, true> : backward_rows<T, false>;
             rows(
-                problem.image(n) + c, grad_image ? grad_image + c : nullptr, s.in_channels, samples.data() + (d - low) * tile,
-                count, width, zeros.data(), scratch.data(), grad.data() + shift, columns.data() + shift, kPanel,
-                dots.data() + (d - low) * tile * 4);
+                problem.image(n) + c, grad_image ? grad_image + c : nullptr, s.in_channels,
+                samples.data() + (d - low) * tile, count, width, zeros.data(), scratch.data(), grad.data() + shift,
+                columns.data() + shift, kPanel, dots.data() + (d - low) * tile * 4);
             c += width;
           }
           filter_gradient(*panel, tap, first, count, columns.data());
@@ -372,14 +400,17 @@ struct BackwardUnit {
   }
 
   // Start of the dense [group_out, width] block of the filter for one tap and the part of channels from c on.
-  int64_t weight_block(int64_t tap, int64_t c) const { return (tap * problem.s.in_channels + c) * problem.s.group_out(); }
+  int64_t weight_block(int64_t tap, int64_t c) const {
+    return (tap * problem.s.in_channels + c) * problem.s.group_out();
+  }
 
   void column_gradient(const Panel& panel, int64_t tap, int64_t first, int64_t count, T* grad) const {
     const DeformConv2dSizes& s = problem.s;
     const T* rows = grad_rows + first * s.out_channels;
     if (is_depthwise(s)) {
       multiply_rows(
-          rows + panel.first, s.out_channels, filter + weight_block(tap, panel.first), count, panel.width, grad, kPanel);
+          rows + panel.first, s.out_channels, filter + weight_block(tap, panel.first), count, panel.width, grad,
+          kPanel);
       return;
     }
     each_part(panel, [&](int64_t c, int64_t width, int64_t g) {
@@ -404,7 +435,8 @@ struct BackwardUnit {
     });
   }
 
-  void sample_gradient(int64_t d, int64_t tap, int64_t first, int64_t count, const Sample<T>* samples, const T* dots) const {
+  void sample_gradient(
+      int64_t d, int64_t tap, int64_t first, int64_t count, const Sample<T>* samples, const T* dots) const {
     const int64_t positions = problem.s.positions();
     T* y = grad_sample + (d * problem.s.taps() + tap) * 3 * positions + first;
     for (int64_t t = 0; t < count; ++t) {
@@ -413,7 +445,7 @@ struct BackwardUnit {
       y[t] = samples[t].mask * bilinear_grad_y(corners, dot);
       y[t + positions] = samples[t].mask * bilinear_grad_x(corners, dot);
       y[t + 2 * positions] = corners.weight[0] * dot[0] + corners.weight[1] * dot[1] + corners.weight[2] * dot[2] +
-          corners.weight[3] * dot[3];
+                             corners.weight[3] * dot[3];
     }
   }
 };
@@ -545,9 +577,8 @@ DeformConv2dGradients deform_conv2d_backward_cpu(
     std::array<bool, 5> output_mask) {
   const auto s = check_deform_conv2d(input, offset, mask, weight, std::nullopt, stride, padding, dilation);
   check_deform_conv2d_grad(grad_output, input, mask, s, output_mask);
-  return input.scalar_type() == at::kDouble
-      ? backward<double>(s, grad_output, input, offset, mask, weight, output_mask)
-      : backward<float>(s, grad_output, input, offset, mask, weight, output_mask);
+  return input.scalar_type() == at::kDouble ? backward<double>(s, grad_output, input, offset, mask, weight, output_mask)
+                                            : backward<float>(s, grad_output, input, offset, mask, weight, output_mask);
 }
 
 }  // namespace

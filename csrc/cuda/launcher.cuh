@@ -2,6 +2,8 @@
 #pragma once
 
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
@@ -29,12 +31,17 @@ template <typename Body>
 __global__ void __launch_bounds__(kBlock) run_body(int64_t items, Body body) {
   // A grid stride in whole warps: every lane of a warp sees the same item, so the shuffles above are always complete.
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kBlock / kWarp);
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * (kBlock / kWarp) + threadIdx.x / kWarp; item < items; item += warps) {
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * (kBlock / kWarp) + threadIdx.x / kWarp; item < items;
+       item += warps) {
     body(item, WarpLanes{});
   }
 }
 
 struct CudaLauncher {
+  using Guard = c10::cuda::CUDAGuard;
+
+  static bool may_wait() { return c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None; }
+
   template <typename Body>
   static void run(int64_t items, const Body& body) {
     if (items == 0) {

@@ -6,6 +6,8 @@ from typing import Literal
 from torch import nn
 
 from dk_detection.layers.deform_conv2d import DeformConv2d, ModulatedDeformConv2d
+from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
+from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,14 @@ class Row:
     Attributes:
         name: The name in a framework's registry. It carries `Dk`, as the bare names are taken there.
         token: The name inside the file name of a config.
-        kind: What the layer stands in for: "conv", an nn.Conv2d.
+        kind: What the layer stands in for: "conv", an nn.Conv2d; "roi", the pooling of RoIs.
         layer: The class.
         paper: Where the layer is defined.
     """
 
     name: str
     token: str
-    kind: Literal["conv"]
+    kind: Literal["conv", "roi"]
     layer: type[nn.Module]
     paper: str
 
@@ -41,6 +43,27 @@ TABLE = (
         kind="conv",
         layer=ModulatedDeformConv2d,
         paper="Zhu et al., Deformable ConvNets v2: More Deformable, Better Results, CVPR 2019",
+    ),
+    Row(
+        name="DkDeformRoIPool",
+        token="dpool",
+        kind="roi",
+        layer=DeformRoIPool,
+        paper="Dai et al., Deformable Convolutional Networks, ICCV 2017",
+    ),
+    Row(
+        name="DkModulatedDeformRoIPool",
+        token="mdpool",
+        kind="roi",
+        layer=ModulatedDeformRoIPool,
+        paper="Zhu et al., Deformable ConvNets v2: More Deformable, Better Results, CVPR 2019",
+    ),
+    Row(
+        name="DkDeformPSRoIPool",
+        token="dpspool",
+        kind="roi",
+        layer=DeformPSRoIPool,
+        paper="Dai et al., Deformable Convolutional Networks, ICCV 2017",
     ),
 )
 

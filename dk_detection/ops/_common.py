@@ -24,7 +24,9 @@ def conv_output_size(size: int, kernel: int, stride: int, padding: int, dilation
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def check_tensor(operator: str, name: str, tensor, like: torch.Tensor | None = None, *, same_dtype: bool = True) -> None:
+def check_tensor(
+    operator: str, name: str, tensor, like: torch.Tensor | None = None, *, same_dtype: bool = True
+) -> None:
     """Checks that `tensor` is a floating-point tensor on the device (and of the dtype) of `like`, the operator's input.
 
     Raises:

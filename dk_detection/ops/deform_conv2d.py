@@ -1,4 +1,4 @@
-"""Deformable convolution v1 and v2 (Deformable Convolutional Networks, 2017, Eq. 2-4; Deformable ConvNets v2, 2018, Eq. 1)."""
+"""Deformable convolution: v1 (Deformable Convolutional Networks, 2017, Eq. 2) and v2 (Deformable ConvNets v2, Eq. 1)."""
 
 import torch
 
@@ -30,15 +30,17 @@ def deform_conv2d(
 
     .. math:: y(p) = \sum_k w_k \cdot x(p + p_k + \Delta p_k(p)) \cdot \Delta m_k(p)
 
-    Eq. 1 of Deformable ConvNets v2; without `mask` Eq. 2 of Deformable Convolutional Networks. `x` is sampled bilinearly. A position
-    with -1 < h < H and -1 < w < W sees the map, corners outside it count as zero; every other position, and every offset that
-    is not finite, contributes nothing and gets no gradient. A drop-in for `torchvision.ops.deform_conv2d`.
+    Eq. 1 of Deformable ConvNets v2; without `mask` Eq. 2 of Deformable Convolutional Networks. `x` is sampled
+    bilinearly. A position with -1 < h < H and -1 < w < W sees the map, corners outside it count as zero; every other
+    position, and every offset that is not finite, contributes nothing and gets no gradient. A drop-in for
+    `torchvision.ops.deform_conv2d`.
 
     Args:
         input: `[N, C, H, W]`, float64, float32, float16 or bfloat16, contiguous or channels-last (the output follows).
-        offset: `[N, 2 * offset_groups * kH * kW, outH, outW]` in pixels of the input: taps row-major, (dy, dx) interleaved, groups
-            contiguous. Any floating-point type; positions are computed in float32 or wider. The number of offset groups
-            follows from the shape; group g moves input channels `[g * C / offset_groups, (g + 1) * C / offset_groups)`.
+        offset: `[N, 2 * offset_groups * kH * kW, outH, outW]` in pixels of the input: taps row-major, (dy, dx)
+            interleaved, groups contiguous. Any floating-point type; positions are computed in float32 or wider. The
+            number of offset groups follows from the shape; group g moves input channels
+            `[g * C / offset_groups, (g + 1) * C / offset_groups)`.
         weight: `[out_channels, C / groups, kH, kW]`, of input's dtype. The number of groups follows from the shape.
         bias: `[out_channels]`, of input's dtype.
         stride: an int or (vertical, horizontal).
@@ -47,8 +49,8 @@ def deform_conv2d(
         mask: `[N, offset_groups * kH * kW, outH, outW]`, the modulation of each tap; None is 1 everywhere.
 
     Returns:
-        `[N, out_channels, outH, outW]` of input's dtype. Under autocast input, weight and bias are cast as for `conv2d`;
-        offset and mask keep their dtype.
+        `[N, out_channels, outH, outW]` of input's dtype. Under autocast input, weight and bias are cast as for
+        `conv2d`; offset and mask keep their dtype.
 
     Raises:
         ValueError: a shape, a size or a device does not fit.
@@ -80,7 +82,9 @@ def _output_shape(input, offset, mask, weight, bias, stride, padding, dilation):
         raise ValueError(f"{_NAME}: input has {channels} channels, expected a multiple of weight.shape[1] = {group_in}")
     groups = channels // group_in
     if out_channels % groups:
-        raise ValueError(f"{_NAME}: weight has {out_channels} output channels, expected a multiple of groups = {groups}")
+        raise ValueError(
+            f"{_NAME}: weight has {out_channels} output channels, expected a multiple of groups = {groups}"
+        )
 
     taps = kernel_h * kernel_w
     offset_groups = offset.shape[1] // (2 * taps)
@@ -92,15 +96,15 @@ def _output_shape(input, offset, mask, weight, bias, stride, padding, dilation):
         )
     if channels % offset_groups:
         raise ValueError(
-            f"{_NAME}: offset has {offset.shape[1]} channels, so offset_groups = {offset_groups}, which does not divide the "
-            f"{channels} channels of input"
+            f"{_NAME}: offset has {offset.shape[1]} channels, so offset_groups = {offset_groups}, which does not "
+            f"divide the {channels} channels of input"
         )
     out_h = conv_output_size(height, kernel_h, stride[0], padding[0], dilation[0])
     out_w = conv_output_size(width, kernel_w, stride[1], padding[1], dilation[1])
     if out_h <= 0 or out_w <= 0:
         raise ValueError(
-            f"{_NAME}: input {height}x{width} with padding {padding} is smaller than the kernel {kernel_h}x{kernel_w} with "
-            f"dilation {dilation}: the output would be empty"
+            f"{_NAME}: input {height}x{width} with padding {padding} is smaller than the kernel {kernel_h}x{kernel_w} "
+            f"with dilation {dilation}: the output would be empty"
         )
     _check_map("offset", "2 * offset_groups * kH * kW", offset, (batch, 2 * offset_groups * taps, out_h, out_w))
     if mask is not None:
@@ -142,10 +146,12 @@ def _register():
             lambda: weight.new_empty(weight.shape),
             lambda: weight.new_empty(weight.shape[0]),
         )
-        return tuple(make() if wanted else input.new_empty(0) for make, wanted in zip(gradients, output_mask, strict=True))
+        return tuple(
+            make() if wanted else input.new_empty(0) for make, wanted in zip(gradients, output_mask, strict=True)
+        )
 
     def setup_context(ctx, inputs, output):
-        input, offset, mask, weight, bias, *ctx.geometry = inputs
+        input, offset, mask, weight, _, *ctx.geometry = inputs
         ctx.save_for_backward(input, offset, mask, weight)
 
     def backward(ctx, grad):

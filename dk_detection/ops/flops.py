@@ -1,15 +1,15 @@
 """Multiply-adds of our operators, for every tool that counts FLOPs.
 
-`MULTIPLY_ADDS` maps the operator's name in a trace to a function of its tensors' shapes. A multiply-add is one FLOP here, as in the
-papers and in mmengine and fvcore; `torch.utils.flop_counter`, which counts two, gets twice as many.
+`MULTIPLY_ADDS` maps the operator's name in a trace to a function of its tensors' shapes. A multiply-add is one FLOP
+here, as in the papers and in mmengine and fvcore; `torch.utils.flop_counter`, which counts two, gets twice as many.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 
-# What one value costs that was obtained by bilinear sampling, in multiply-adds: the counting rule under which the figures of
-# Deformable Kernels, Tables 1 and 2, come out.
+# What one value costs that was obtained by bilinear sampling, in multiply-adds: the counting rule under which the
+# figures of Deformable Kernels, Tables 1 and 2, come out.
 SAMPLED_VALUE = 2
 
 MULTIPLY_ADDS: dict[str, Callable[[Sequence, Sequence], int]] = {}
@@ -20,8 +20,8 @@ def register(operator: str, multiply_adds: Callable[[Sequence, Sequence], int]) 
 
     Args:
         operator: name without the namespace, e.g. "deform_conv2d".
-        multiply_adds: from the shapes of all arguments (None for what is no tensor, in the schema's order) and the shape of the
-            output to the number of multiply-adds.
+        multiply_adds: from the shapes of all arguments (None for what is no tensor, in the schema's order) and the
+            shape of the output to the number of multiply-adds.
     """
     from torch.utils.flop_counter import register_flop_formula
 

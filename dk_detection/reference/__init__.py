@@ -1,5 +1,7 @@
 """Slow twins of the operators in plain torch, written from the papers' equations. For tests and for reading."""
 
 from dk_detection.reference.deform_conv2d import deform_conv2d
+from dk_detection.reference.deform_psroi_pool import deform_psroi_pool
+from dk_detection.reference.deform_roi_pool import deform_roi_pool
 
-__all__ = ["deform_conv2d"]
+__all__ = ["deform_conv2d", "deform_psroi_pool", "deform_roi_pool"]

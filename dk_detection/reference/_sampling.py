@@ -27,3 +27,17 @@ def bilinear(maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tens
             weight = (1 - (row - y).abs()) * (1 - (column - x).abs())
             result = result + torch.where(on_map, weight, 0).unsqueeze(1) * value
     return result
+
+
+def tent(position: torch.Tensor, length: int) -> torch.Tensor:
+    """g(q, p) = max(0, 1 - |q - p|) of Eq. 4, Deformable Convolutional Networks, for all pixels q of an axis.
+
+    Args:
+        position: `[...]` in pixels.
+        length: number of pixels.
+
+    Returns:
+        `[..., length]`, the weights of linear interpolation, differentiable by position.
+    """
+    pixels = torch.arange(length, dtype=position.dtype, device=position.device)
+    return (1 - (pixels - position.unsqueeze(-1)).abs()).clamp(min=0)

@@ -1,6 +1,7 @@
 """The checks every operator passes, on every backend. A test module supplies the samples.
 
-Backends: "cpu", the host kernels; "host_run", the device bodies in a plain loop on the host; "cuda", where a GPU is present.
+Backends: "cpu", the host kernels; "host_run", the device bodies in a plain loop on the host; "cuda", where a GPU is
+present.
 """
 
 import warnings
@@ -23,7 +24,7 @@ class Case:
 
 
 def away_from_kinks(shape, spread: int = 3) -> torch.Tensor:
-    """Random float64 offsets of up to `spread` cells whose fractional part lies in [0.1, 0.9], where sampling is smooth."""
+    """Random float64 offsets of up to `spread` cells with fractional part in [0.1, 0.9], where sampling is smooth."""
     return torch.randint(-spread, spread, shape) + 0.1 + 0.8 * torch.rand(shape, dtype=torch.float64)
 
 
@@ -48,7 +49,8 @@ class OperatorSuite:
     Attributes:
         name: the operator's name.
         function, reference: staticmethods; the public function and its slow twin.
-        data: names of the tensors that carry the data type; the others (positions) stay in float32 when data is narrower.
+        data: names of the tensors that carry the data type; the others (positions) stay in float32 when data is
+            narrower.
         maps: names of those that are feature maps, in either memory format.
         cases: samples with batch > 1, small, odd and unequal sizes, and positions away from kinks.
     """

@@ -150,8 +150,8 @@ def test_gradients_of_zero_offsets_are_conv2d_gradients(device):
 
 
 def test_offset_gradient_at_the_border(device):
-    # A tap exactly at -1 lies outside: value and gradient are zero, as in mmcv (torchvision gives a one-sided gradient there). On
-    # other integers the gradient is the one from the right: x(p + 1) - x(p).
+    # A tap exactly at -1 lies outside: value and gradient are zero, as in mmcv (torchvision gives a one-sided gradient
+    # there). On other integers the gradient is the one from the right: x(p + 1) - x(p).
     input = torch.tensor([[1.0, 10.0], [100.0, 1000.0]], device=device).view(1, 1, 2, 2)
     offset = torch.zeros(1, 2, 2, 2, device=device)
     offset[0, 0, 0] = -1  # the first output row looks at y = -1
@@ -221,7 +221,7 @@ def test_mixed_dtypes(device):
 
 
 def test_half_types_keep_their_place_on_wide_maps(device):
-    # Beyond 2048 neighbouring float16 numbers are 2 pixels apart (bfloat16: beyond 256). Coordinates must not be rounded so.
+    # Beyond 2048 neighbouring float16 numbers are 2 pixels apart (bfloat16: beyond 256). Coordinates are not rounded so.
     for dtype in (torch.float16, torch.bfloat16):
         input = (torch.arange(4096, device=device) % 7).to(dtype).view(1, 1, 1, -1)
         offset = torch.zeros(1, 2, 1, 4096, device=device, dtype=dtype)
@@ -243,11 +243,23 @@ def _good():
 WRONG = {
     "input_rank": ({"input": torch.rand(6, 7, 5)}, ValueError, r"input must be \[N, C, H, W\], got shape \[6, 7, 5\]"),
     "input_type": ({"input": [1, 2]}, TypeError, "input must be a tensor, got list"),
-    "input_dtype": ({"input": torch.ones(2, 6, 7, 5, dtype=torch.int64)}, TypeError, "input must be floating-point, got"),
+    "input_dtype": (
+        {"input": torch.ones(2, 6, 7, 5, dtype=torch.int64)},
+        TypeError,
+        "input must be floating-point, got",
+    ),
     "weight_rank": ({"weight": torch.rand(4, 3, 3)}, ValueError, r"weight must be .* got shape \[4, 3, 3\]"),
     "weight_empty": ({"weight": torch.rand(0, 3, 3, 3)}, ValueError, r"weight must be .* got shape \[0, 3, 3, 3\]"),
-    "weight_dtype": ({"weight": torch.rand(4, 3, 3, 3).double()}, TypeError, "weight is torch.float64, expected .*float32"),
-    "weight_device": ({"weight": torch.rand(4, 3, 3, 3, device="meta")}, ValueError, "weight is on meta, expected .* cpu"),
+    "weight_dtype": (
+        {"weight": torch.rand(4, 3, 3, 3).double()},
+        TypeError,
+        "weight is torch.float64, expected .*float32",
+    ),
+    "weight_device": (
+        {"weight": torch.rand(4, 3, 3, 3, device="meta")},
+        ValueError,
+        "weight is on meta, expected .* cpu",
+    ),
     "channels": ({"weight": torch.rand(4, 4, 3, 3)}, ValueError, r"input has 6 channels, .* weight.shape\[1\] = 4"),
     "out_channels": ({"weight": torch.rand(5, 3, 3, 3)}, ValueError, "weight has 5 output channels, .* groups = 2"),
     "offset_channels": (
@@ -256,12 +268,28 @@ WRONG = {
         r"offset has 16 channels, expected 2 \* offset_groups \* kH \* kW = 18 "
         r"\(offset_groups=1, kernel 3x3, offset shape \[2, 16, 7, 5\]\)",
     ),
-    "offset_groups": ({"offset": torch.rand(2, 72, 7, 5)}, ValueError, "offset has 72 channels, so offset_groups = 4, which does not divide the 6"),
-    "offset_size": ({"offset": torch.rand(2, 36, 5, 7)}, ValueError, r"offset has shape \[2, 36, 5, 7\], expected \[2, 36, 7, 5\]"),
+    "offset_groups": (
+        {"offset": torch.rand(2, 72, 7, 5)},
+        ValueError,
+        "offset has 72 channels, so offset_groups = 4, which does not divide the 6",
+    ),
+    "offset_size": (
+        {"offset": torch.rand(2, 36, 5, 7)},
+        ValueError,
+        r"offset has shape \[2, 36, 5, 7\], expected \[2, 36, 7, 5\]",
+    ),
     "offset_batch": ({"offset": torch.rand(1, 36, 7, 5)}, ValueError, r"offset has shape \[1, 36, 7, 5\], expected"),
-    "offset_dtype": ({"offset": torch.ones(2, 36, 7, 5, dtype=torch.int32)}, TypeError, "offset must be floating-point"),
+    "offset_dtype": (
+        {"offset": torch.ones(2, 36, 7, 5, dtype=torch.int32)},
+        TypeError,
+        "offset must be floating-point",
+    ),
     "offset_device": ({"offset": torch.rand(2, 36, 7, 5, device="meta")}, ValueError, "offset is on meta"),
-    "mask_channels": ({"mask": torch.rand(2, 9, 7, 5)}, ValueError, r"mask has shape \[2, 9, 7, 5\], expected \[2, 18, 7, 5\]"),
+    "mask_channels": (
+        {"mask": torch.rand(2, 9, 7, 5)},
+        ValueError,
+        r"mask has shape \[2, 9, 7, 5\], expected \[2, 18, 7, 5\]",
+    ),
     "mask_device": ({"mask": torch.rand(2, 18, 7, 5, device="meta")}, ValueError, "mask is on meta"),
     "bias_size": ({"bias": torch.rand(6)}, ValueError, r"bias has shape \[6\], expected \[4\]"),
     "bias_dtype": ({"bias": torch.rand(4).half()}, TypeError, "bias is torch.float16"),
@@ -269,8 +297,12 @@ WRONG = {
     "stride_type": ({"stride": 1.5}, TypeError, "stride must be an int or a pair of ints, got 1.5"),
     "padding": ({"padding": (1, -1)}, ValueError, r"padding must be at least 0, got \(1, -1\)"),
     "dilation": ({"dilation": (1, 2, 3)}, TypeError, "dilation must be an int or a pair of ints"),
-    "too_small": ({"padding": 0, "dilation": 4}, ValueError, "input 7x5 .* is smaller than the kernel 3x3 .* would be empty"),
-}  # fmt: skip
+    "too_small": (
+        {"padding": 0, "dilation": 4},
+        ValueError,
+        "input 7x5 .* is smaller than the kernel 3x3 .* would be empty",
+    ),
+}
 
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG.values(), ids=WRONG)

@@ -1,0 +1,20 @@
+// The contract of deform_roi_pool: sizes and guards, for all kernels.
+#pragma once
+
+#include "ops/roi_pool.h"
+
+namespace dk {
+
+// Checks everything a kernel relies on but the values of the RoIs, and returns the sizes. Raises ValueError or
+// TypeError.
+RoiPoolSizes check_deform_roi_pool(
+    const at::Tensor& input,
+    const at::Tensor& rois,
+    const std::optional<at::Tensor>& offset,
+    const std::optional<at::Tensor>& mask,
+    at::IntArrayRef output_size,
+    double spatial_scale,
+    int64_t sampling_ratio,
+    double gamma);
+
+}  // namespace dk

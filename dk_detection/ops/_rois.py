@@ -1,0 +1,142 @@
+"""What the RoI pooling operators share: their RoIs, their checks, their registration."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dk_detection.ops import flops
+from dk_detection.ops._common import check_tensor, empty_like_input, refuse_double_backward
+
+
+def as_rois(operator: str, rois: torch.Tensor | Sequence[torch.Tensor], input: torch.Tensor) -> torch.Tensor:
+    """RoIs in one tensor, `[n, 5]` = (batch index, x1, y1, x2, y2).
+
+    Args:
+        operator: who asks, for messages.
+        rois: that tensor, which is not checked here, or one tensor `[k, 4]` = (x1, y1, x2, y2) for each image.
+        input: `[N, C, H, W]`, the map that the RoIs lie on.
+
+    Raises:
+        TypeError: the list holds something else than floating-point tensors.
+        ValueError: a shape, the number of images or a device does not fit.
+    """
+    if not isinstance(rois, (list, tuple)):
+        return rois
+    if len(rois) != len(input):
+        raise ValueError(f"{operator}: rois is for {len(rois)} images, but input holds {len(input)}")
+    for image, boxes in enumerate(rois):
+        check_tensor(operator, f"rois[{image}]", boxes, input, same_dtype=False)
+        if boxes.dim() != 2 or boxes.shape[1] != 4:
+            raise ValueError(
+                f"{operator}: rois[{image}] must be [k, 4] = (x1, y1, x2, y2), got shape {list(boxes.shape)}"
+            )
+    numbered = [torch.nn.functional.pad(boxes, (1, 0), value=image) for image, boxes in enumerate(rois)]
+    return torch.cat(numbered) if numbered else input.new_zeros(0, 5)
+
+
+def check_maps_and_rois(operator: str, input: torch.Tensor, rois: torch.Tensor) -> None:
+    """Checks that `input` is `[N, C, H, W]` with something on it and `rois` is `[n, 5]`.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: another shape or device.
+    """
+    check_tensor(operator, "input", input)
+    if input.dim() != 4 or 0 in input.shape[1:]:
+        raise ValueError(f"{operator}: input must be [N, C, H, W] with pixels in it, got shape {list(input.shape)}")
+    check_tensor(operator, "rois", rois, input, same_dtype=False)
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        raise ValueError(
+            f"{operator}: rois must be [n, 5] = (batch index, x1, y1, x2, y2) or a list of [k, 4], one for each image, "
+            f"got shape {list(rois.shape)}"
+        )
+
+
+def check_number(operator: str, name: str, value: float, positive: bool) -> None:
+    """Checks a finite number.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or not positive though it has to be.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
+    if not (0 if positive else -math.inf) < value < math.inf:
+        raise ValueError(f"{operator}: {name} must be {'positive and ' if positive else ''}finite, got {value!r}")
+
+
+def check_integer(operator: str, name: str, value: int, least: int | None = None) -> None:
+    """Checks an integer.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{operator}: {name} must be at least {least}, got {value}")
+
+
+def check_parts(operator, input, offset, mask, rois, classes, part_size):
+    """Checks offset `[n, 2 * classes, *part_size]` and mask `[n, classes, *part_size]`, each if there is one.
+
+    With one class the mask may also be `[n, *part_size]`.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: another shape or device.
+    """
+    offset_shape, mask_shape = (rois, 2 * classes, *part_size), (rois, classes, *part_size)
+    if offset is not None:
+        check_tensor(operator, "offset", offset, input, same_dtype=False)
+        if offset.shape != offset_shape:
+            raise ValueError(f"{operator}: offset has shape {list(offset.shape)}, expected {list(offset_shape)}")
+    if mask is not None:
+        check_tensor(operator, "mask", mask, input, same_dtype=False)
+        if mask.shape != mask_shape and not (classes == 1 and mask.shape == (rois, *part_size)):
+            or_flat = f" or {[rois, *part_size]}" if classes == 1 else ""
+            raise ValueError(f"{operator}: mask has shape {list(mask.shape)}, expected {list(mask_shape)}{or_flat}")
+
+
+def register(operator: str, output_shape: Callable, multiply_adds: Callable) -> None:
+    """Fake kernels, autograd, refusal of double backward and FLOP formula of an operator (input, rois, offset, mask,
+    ...).
+
+    Args:
+        operator: name without the namespace.
+        output_shape: from the operator's arguments to its output's shape, with the checks.
+        multiply_adds: see `flops.register`.
+    """
+    if not hasattr(torch.ops.dk_detection, operator):
+        return  # the library was built from older sources: let the call fail, not the import of the package
+
+    @torch.library.register_fake(f"dk_detection::{operator}")
+    def fake(input, *args):
+        return empty_like_input(input, output_shape(input, *args))
+
+    @torch.library.register_fake(f"dk_detection::{operator}_backward")
+    def fake_backward(grad_output, input, rois, offset, mask, *args):
+        gradients = (
+            lambda: empty_like_input(input, input.shape),
+            lambda: offset.new_empty(offset.shape),
+            lambda: mask.new_empty(mask.shape),
+        )
+        return tuple(make() if wanted else input.new_empty(0) for make, wanted in zip(gradients, args[-1], strict=True))
+
+    def setup_context(ctx, inputs, output):
+        input, rois, offset, mask, *ctx.geometry = inputs
+        ctx.save_for_backward(input, rois, offset, mask)
+
+    def backward(ctx, grad):
+        by_input, _, *by_parts = ctx.needs_input_grad[:4]  # nothing flows back to the RoIs
+        wanted = [by_input, *by_parts]
+        run = getattr(torch.ops.dk_detection, f"{operator}_backward")
+        gradients = run(grad, *ctx.saved_tensors, *ctx.geometry, wanted)
+        by_input, *by_parts = (g if w else None for g, w in zip(gradients, wanted, strict=True))
+        return by_input, None, *by_parts, *(None for _ in ctx.geometry)
+
+    torch.library.register_autograd(f"dk_detection::{operator}", backward, setup_context=setup_context)
+    refuse_double_backward(operator)
+    flops.register(operator, multiply_adds)
