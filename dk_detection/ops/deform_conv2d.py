@@ -1,4 +1,4 @@
-"""Deformable convolution: v1 (Deformable Convolutional Networks, 2017, Eq. 2) and v2 (Deformable ConvNets v2, Eq. 1)."""
+"""Deformable convolution v1 (Deformable Convolutional Networks, Eq. 2) and v2 (Deformable ConvNets v2, Eq. 1)."""
 
 import torch
 

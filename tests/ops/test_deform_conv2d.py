@@ -221,7 +221,7 @@ def test_mixed_dtypes(device):
 
 
 def test_half_types_keep_their_place_on_wide_maps(device):
-    # Beyond 2048 neighbouring float16 numbers are 2 pixels apart (bfloat16: beyond 256). Coordinates are not rounded so.
+    # Beyond 2048 neighbouring float16 numbers are 2 pixels apart (bfloat16: beyond 256). Coordinates are not.
     for dtype in (torch.float16, torch.bfloat16):
         input = (torch.arange(4096, device=device) % 7).to(dtype).view(1, 1, 1, -1)
         offset = torch.zeros(1, 2, 1, 4096, device=device, dtype=dtype)
