@@ -330,7 +330,7 @@ def test_file_is_refused(tmp_path):
 def test_finished_data_set_is_not_made_again(root, monkeypatch):
     monkeypatch.setattr(ds, "sample", None)
     assert ds.make(root, **SMALL) is False
-    assert ds.make(str(root), difficulty=np.float64(0.5), image_size=np.int64(128), **SMALL) is False
+    assert ds.make(str(root), difficulty=np.float64(ds.DEFAULT_DIFFICULTY), image_size=np.int64(128), **SMALL) is False
 
 
 @pytest.mark.parametrize(
