@@ -191,6 +191,10 @@ def _evaluate(cfg: Config, mode: str, checkpoint: str | None) -> None:
 
 
 def _build_runner(cfg: Config, **record_options) -> Runner:
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--work-dir {cfg.work_dir}: the folder cannot be made ({error.strerror})") from error
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     runner.register_hook(_RecordHook(cfg, **record_options), priority="LOWEST")
     return runner

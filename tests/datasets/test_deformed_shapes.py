@@ -392,7 +392,7 @@ def test_command_line(tmp_path, root):
         "--test",
         "3",
         "--difficulty",
-        "0.5",
+        str(ds.DEFAULT_DIFFICULTY),
         "--image-size",
         "128",
     ]

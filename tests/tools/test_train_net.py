@@ -1,5 +1,7 @@
 """The command line, from the outside: what it prints, leaves behind and returns."""
 
+import contextlib
+import functools
 import json
 import os
 import re
@@ -238,6 +240,14 @@ def test_options(train_net, config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_work_folder_that_cannot_be_made(train_net, config, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
+        message = refused(train_net("--config", config, "--work-dir", path))
+        assert message == f"--work-dir {path}: the folder cannot be made ({reason})"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_data(train_net, config, data, tmp_path):
     """The messages themselves are tested with `check_data`; here, that the command line asks it in each mode."""
     common = ("--config", config, "--work-dir", tmp_path / "run")
@@ -413,6 +423,8 @@ def test_ctrl_c_and_resume(config, environment, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # As in a terminal, also where the tests themselves were started with the signal ignored.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 120
@@ -423,7 +435,8 @@ def test_ctrl_c_and_resume(config, environment, tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     last = (work_dir / "last_checkpoint").read_text()
     assert err.splitlines()[-1] == f"train_net.py: interrupted; the same command with --resume continues from {last}"
