@@ -2,7 +2,8 @@
 #
 # Environment: PYTHON (3.10 to 3.13; used once, to make .venv), MAX_JOBS (compiler processes), PIP_* (as for pip itself), and
 # the variables of setup.py: DK_DETECTION_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST. After a change of those: `make clean`.
-# On the command line: CONFIG (what `make train` trains), ARGS (passed on to the command behind train, test and bench).
+# On the command line: CONFIG (what `make train` trains), OP (what `make bench` times), ARGS (passed on to the
+# command behind train, test and bench).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +12,7 @@ SHELL := bash
 
 PYTHON ?= python3
 CONFIG ?= configs/mmdet/deformed_shapes/mask-rcnn_r18-mdconv-c3-c5_fpn_1k_deformed-shapes.py
+OP ?= deform_conv2d
 ARGS ?=
 
 export DK_DEFORMED_SHAPES_ROOT ?= data/deformed_shapes
@@ -48,8 +50,8 @@ test-cuda: setup  ## run the tests that need a GPU
 	@$(BIN)/python -c "$$CHECK_CUDA"
 	$(BIN)/python -m pytest -m cuda $(ARGS)
 
-bench: setup  ## time deform_conv2d beside its peers
-	$(BIN)/python benchmarks/bench_deform_conv2d.py $(ARGS)
+bench: setup  ## time an operator beside its peers: OP=deform_conv2d or OP=deform_roi_pool
+	$(BIN)/python benchmarks/bench_$(OP).py $(ARGS)
 
 lint: setup  ## check the style: Python with ruff, C++ and CUDA with clang-format
 	$(BIN)/ruff check .
