@@ -89,6 +89,49 @@ DK_HOST_DEVICE Corners<T> clamped_corners(const ClampedAxis<T>& y, const Clamped
   return c;
 }
 
+// The four pixels around a sampling position that is moved to the nearest one within [0, height - 1] x [0, width - 1].
+// `free_y` and `free_x` tell whether the sampled value follows y and x at all: not beyond the bounds, where the clip
+// holds it, and not along an axis of one pixel. On a bound itself the derivative is the one from inside: taps may rest
+// there. NaN reads nothing.
+template <typename T>
+struct ClippedCorners : Corners<T> {
+  bool free_y, free_x;
+};
+
+template <typename T>
+DK_HOST_DEVICE ClippedCorners<T> clipped_corners(T y, T x, int64_t height, int64_t width) {
+  ClippedCorners<T> c;
+  const T last_y = static_cast<T>(height - 1), last_x = static_cast<T>(width - 1);
+  c.free_y = y >= 0 && y <= last_y && height > 1;
+  c.free_x = x >= 0 && x <= last_x && width > 1;
+  y = y < 0 ? T(0) : y > last_y ? last_y : y;
+  x = x < 0 ? T(0) : x > last_x ? last_x : x;
+  if (!(y >= 0 && x >= 0)) {
+    for (int k = 0; k < 4; ++k) {
+      c.index[k] = -1;
+      c.weight[k] = T(0);
+    }
+    c.fy = c.fx = T(0);
+    return c;
+  }
+  // The last pixel is the far end of the last cell, not the beginning of one that would reach outside.
+  const int64_t below = height > 1 ? height - 2 : 0, right = width > 1 ? width - 2 : 0;
+  const int64_t row = static_cast<int64_t>(y), column = static_cast<int64_t>(x);
+  const int64_t y0 = row < below ? row : below, x0 = column < right ? column : right;
+  c.fy = y - static_cast<T>(y0);
+  c.fx = x - static_cast<T>(x0);
+  const int64_t first = y0 * width + x0;
+  c.index[0] = first;
+  c.index[1] = width > 1 ? first + 1 : -1;
+  c.index[2] = height > 1 ? first + width : -1;
+  c.index[3] = height > 1 && width > 1 ? first + width + 1 : -1;
+  c.weight[0] = (1 - c.fy) * (1 - c.fx);
+  c.weight[1] = (1 - c.fy) * c.fx;
+  c.weight[2] = c.fy * (1 - c.fx);
+  c.weight[3] = c.fy * c.fx;
+  return c;
+}
+
 // Derivatives of the sampled value by y and x, given the four corner values (zero outside). Linear in the values, so
 // sums over channels may be put in their place.
 template <typename T>

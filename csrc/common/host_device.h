@@ -3,6 +3,8 @@
 
 #if defined(__CUDACC__)
 #define DK_HOST_DEVICE __host__ __device__ __forceinline__
+#define DK_UNROLL _Pragma("unroll")
 #else
 #define DK_HOST_DEVICE inline
+#define DK_UNROLL
 #endif

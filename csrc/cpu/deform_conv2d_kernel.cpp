@@ -16,6 +16,7 @@
 
 #include "common/bilinear.h"
 #include "cpu/gemm.h"
+#include "cpu/panels.h"
 #include "cpu/simd.h"
 #include "ops/deform_conv2d.h"
 
@@ -193,40 +194,6 @@ int64_t tile_positions(int64_t positions, int64_t floats_per_position, int64_t b
 }
 
 template <typename T>
-at::Tensor widen(const at::Tensor& tensor, at::MemoryFormat format) {
-  return tensor.to(c10::CppTypeToScalarType<T>::value).contiguous(format);
-}
-
-// Writes a [count, channels] tile to the output, which is [channels, positions] (kRows false) or [positions, channels].
-template <typename T>
-void store_tile(
-    const T* tile,
-    const T* bias,
-    int64_t count,
-    const DeformConv2dSizes& s,
-    bool channels_last,
-    int64_t first,
-    T* out) {
-  const int64_t channels = s.out_channels, positions = s.positions();
-  if (channels_last) {
-    for (int64_t t = 0; t < count; ++t) {
-      T* row = out + (first + t) * channels;
-      for (int64_t o = 0; o < channels; ++o) {
-        row[o] = tile[t * channels + o] + (bias ? bias[o] : T(0));
-      }
-    }
-    return;
-  }
-  for (int64_t o = 0; o < channels; ++o) {
-    T* row = out + o * positions + first;
-    const T shift = bias ? bias[o] : T(0);
-    for (int64_t t = 0; t < count; ++t) {
-      row[t] = tile[t * channels + o] + shift;
-    }
-  }
-}
-
-template <typename T>
 at::Tensor forward(
     const DeformConv2dSizes& s,
     const at::Tensor& input,
@@ -310,34 +277,12 @@ at::Tensor forward(
           }
         }
       }
-      store_tile(result.data(), bias_data, count, s, channels_last, first, out + n * s.out_channels * positions);
+      store_tile(
+          result.data(), bias_data, count, s.out_channels, positions, channels_last, first,
+          out + n * s.out_channels * positions);
     }
   });
   return output.to(input.scalar_type());
-}
-
-// A run of at most kPanel channels that one matrix product covers: a piece of one weight group, or several whole small
-// groups.
-struct Panel {
-  int64_t first, width;
-};
-
-std::vector<Panel> channel_panels(const DeformConv2dSizes& s) {
-  const int64_t group = s.group_in();
-  std::vector<Panel> panels;
-  if (group >= kPanel) {
-    for (int64_t g = 0; g < s.groups; ++g) {
-      for (int64_t c = 0; c < group; c += kPanel) {
-        panels.push_back({g * group + c, std::min(kPanel, group - c)});
-      }
-    }
-  } else {
-    const int64_t step = kPanel / group * group;
-    for (int64_t c = 0; c < s.in_channels; c += step) {
-      panels.push_back({c, std::min(step, s.in_channels - c)});
-    }
-  }
-  return panels;
 }
 
 // The backward of one image and one slice of the channels.
@@ -388,17 +333,6 @@ struct BackwardUnit {
     }
   }
 
-  // Calls body(first channel, width, group) for the parts of a panel that lie in one weight group each.
-  template <typename Body>
-  void each_part(const Panel& panel, const Body& body) const {
-    const int64_t group = problem.s.group_in();
-    for (int64_t c = panel.first; c < panel.first + panel.width;) {
-      const int64_t g = c / group, width = std::min(panel.first + panel.width, (g + 1) * group) - c;
-      body(c, width, g);
-      c += width;
-    }
-  }
-
   // Start of the dense [group_out, width] block of the filter for one tap and the part of channels from c on.
   int64_t weight_block(int64_t tap, int64_t c) const {
     return (tap * problem.s.in_channels + c) * problem.s.group_out();
@@ -413,7 +347,7 @@ struct BackwardUnit {
           kPanel);
       return;
     }
-    each_part(panel, [&](int64_t c, int64_t width, int64_t g) {
+    each_part(panel, s.group_in(), [&](int64_t c, int64_t width, int64_t g) {
       gemm(
           count, width, s.group_out(), rows + g * s.group_out(), s.out_channels, filter + weight_block(tap, c), width,
           grad + c - panel.first, kPanel, false);
@@ -428,7 +362,7 @@ struct BackwardUnit {
           grad_filter + weight_block(tap, panel.first));
       return;
     }
-    each_part(panel, [&](int64_t c, int64_t width, int64_t g) {
+    each_part(panel, s.group_in(), [&](int64_t c, int64_t width, int64_t g) {
       gemm(
           s.group_out(), width, count, grad_columns + g * s.group_out() * s.positions() + first, s.positions(),
           columns + c - panel.first, kPanel, grad_filter + weight_block(tap, c), width, true);
@@ -469,7 +403,7 @@ DeformConv2dGradients backward(
   const at::Tensor grad_columns = widen<T>(grad_output, at::MemoryFormat::Contiguous);
   const Problem<T> problem{s, x.const_data_ptr<T>(), off.const_data_ptr<T>(), mask ? msk.const_data_ptr<T>() : nullptr};
 
-  const std::vector<Panel> panels = channel_panels(s);
+  const std::vector<Panel> panels = channel_panels(s.in_channels, s.group_in());
   const int64_t threads = at::get_num_threads();
   const int64_t slices = std::min<int64_t>(panels.size(), threads);
   const int64_t blocks = std::max<int64_t>(1, std::min(s.batch, (threads + slices - 1) / slices));  // of images

@@ -5,9 +5,12 @@ from typing import Literal
 
 from torch import nn
 
+from dk_detection.layers.cond_conv2d import CondConv2d
 from dk_detection.layers.deform_conv2d import DeformConv2d, ModulatedDeformConv2d
+from dk_detection.layers.deform_kernel_conv2d import DeformKernelConv2d, LocalDeformKernel2d
 from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
 from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
+from dk_detection.layers.global_deform_kernel2d import GlobalDeformKernel2d
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,34 @@ TABLE = (
         kind="conv",
         layer=ModulatedDeformConv2d,
         paper="Zhu et al., Deformable ConvNets v2: More Deformable, Better Results, CVPR 2019",
+    ),
+    Row(
+        name="DkLocalDeformKernel2d",
+        token="dk",
+        kind="conv",
+        layer=LocalDeformKernel2d,
+        paper="Gao et al., Deformable Kernels, ICLR 2020, Eq. 7",
+    ),
+    Row(
+        name="DkGlobalDeformKernel2d",
+        token="gdk",
+        kind="conv",
+        layer=GlobalDeformKernel2d,
+        paper="Gao et al., Deformable Kernels, ICLR 2020, Sec. 3.3",
+    ),
+    Row(
+        name="DkDeformKernelConv2d",
+        token="dkdconv",
+        kind="conv",
+        layer=DeformKernelConv2d,
+        paper="Gao et al., Deformable Kernels, ICLR 2020, Eq. 11",
+    ),
+    Row(
+        name="DkCondConv2d",
+        token="scc",
+        kind="conv",
+        layer=CondConv2d,
+        paper="Yang et al., CondConv: Conditionally Parameterized Convolutions, NeurIPS 2019",
     ),
     Row(
         name="DkDeformRoIPool",

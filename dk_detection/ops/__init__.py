@@ -1,7 +1,9 @@
 """Operators as functions: compiled kernels for CPU and CUDA, autograd, autocast, torch.compile, FLOP counts."""
 
 from dk_detection.ops.deform_conv2d import deform_conv2d
+from dk_detection.ops.deform_kernel_conv2d import deform_kernel_conv2d
 from dk_detection.ops.deform_psroi_pool import deform_psroi_pool
 from dk_detection.ops.deform_roi_pool import deform_roi_pool
+from dk_detection.ops.resample_kernel import resample_kernel
 
-__all__ = ["deform_conv2d", "deform_psroi_pool", "deform_roi_pool"]
+__all__ = ["deform_conv2d", "deform_kernel_conv2d", "deform_psroi_pool", "deform_roi_pool", "resample_kernel"]

@@ -19,10 +19,14 @@ from mmengine.structures import InstanceData
 
 import dk_detection.mmdet
 from dk_detection.layers import ModulatedDeformConv2d
+from dk_detection.layers import DeformConv2d, ModulatedDeformConv2d
 from dk_detection.layers.table import TABLE
 
 ROWS = [row for row in TABLE if row.kind == "conv"]
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.token)
+# The layers that move the data, whose branch is `conv_offset`.
+DATA_ROWS = [row for row in ROWS if issubclass(row.layer, (DeformConv2d, ModulatedDeformConv2d))]
+data_rows = pytest.mark.parametrize("row", DATA_ROWS, ids=lambda row: row.token)
 
 # What a user writes: the two lines, over mmdet's own model. The rest makes it small.
 USER_CONFIG = """
@@ -56,7 +60,7 @@ def dcn(row, **options):
     return dict(dcn=dict(type=row.name, **options), stage_with_dcn=(False, True, True, True))
 
 
-@rows
+@data_rows
 def test_two_lines_train_a_detector(tmp_path, row):
     cfg = user_config(tmp_path, row)
     init_default_scope("mmdet")
@@ -113,7 +117,7 @@ def test_import_may_be_repeated():
     assert "DkModulatedDeformConv2d" in MODELS
 
 
-@rows
+@data_rows
 def test_deform_groups_is_understood(row):
     net = backbone(**dcn(row, deform_groups=2, fallback_on_stride=False))
     assert net.layer2[0].conv2.offset_groups == 2
@@ -123,7 +127,7 @@ def test_deform_groups_is_understood(row):
         backbone(**dcn(row, deformable_groups=2))
 
 
-@rows
+@data_rows
 def test_resnext(row):
     net = MODELS.build(
         dict(
@@ -142,7 +146,7 @@ def test_resnext(row):
     assert [tuple(x.shape[2:]) for x in net(torch.rand(1, 3, 64, 96))] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-@rows
+@data_rows
 def test_learning_rate_of_offset_branches(row):
     cfg = Config.fromfile(Path(__file__).parents[2] / "configs" / "mmdet" / "_base_" / "schedule_1x.py")
     net = backbone(**dcn(row))
@@ -160,7 +164,7 @@ def names_of_learning(net) -> set[str]:
     return {name for name, parameter in net.named_parameters() if parameter.requires_grad}
 
 
-@rows
+@data_rows
 def test_flops_are_counted(row):
     rigid, net = backbone(), backbone(**dcn(row))
     x = torch.rand(1, 3, 64, 96)
