@@ -18,7 +18,6 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 import dk_detection.mmdet
-from dk_detection.layers import ModulatedDeformConv2d
 from dk_detection.layers import DeformConv2d, ModulatedDeformConv2d
 from dk_detection.layers.table import TABLE
 
