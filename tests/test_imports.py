@@ -121,7 +121,7 @@ def test_nothing_imports_tests_or_benchmarks(folder):
 
 def run_python(code: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
 
