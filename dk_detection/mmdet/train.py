@@ -275,11 +275,16 @@ def _read_record(cfg: Config, mode: str) -> dict:
 
 
 def _summarise(cfg: Config, mode: str) -> None:
-    metrics = _read_record(cfg, mode).get("metrics", {})
-    names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}
-    figures = [f"{name} {100 * metrics[key]:.1f}" for key, name in names.items() if key in metrics]
-    if figures:
-        _say(f"{mode}: {', '.join(figures)} (COCO metric, 0 to 100)")
+    if record := _read_record(cfg, mode):
+        metrics = record["metrics"]
+        names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}
+        figures = [f"{name} {100 * metrics[key]:.1f}" for key, name in names.items() if key in metrics]
+        if figures:
+            _say(f"{mode}: {', '.join(figures)} (COCO metric, 0 to 100)")
+        elif metrics:
+            _say(f"{mode}: {', '.join(f'{key} {value:g}' for key, value in metrics.items())}")
+        else:  # nothing was detected, or results were written only
+            _say(f"{mode}: no figures; the log says why")
     _say(f"Everything is in {cfg.work_dir}")
 
 

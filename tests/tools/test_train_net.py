@@ -395,6 +395,31 @@ def test_eval_only(train_net, config, trained, tmp_path):
     )
 
 
+def test_detector_that_finds_nothing(train_net, config, trained, tmp_path):
+    options = ("--cfg-options", "model.test_cfg.rcnn.score_thr=0.99")
+    checkpoint = ("--checkpoint", trained[0] / "iter_4.pth")
+    done = train_net("--config", config, "--work-dir", tmp_path / "run", "--eval-only", *checkpoint, *options)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-2] == "test: no figures; the log says why"
+    assert "The testing results of the whole dataset is empty" in done.out
+    assert json.loads((tmp_path / "run" / "test.bbox.json").read_text()) == []
+
+
+def test_test_dev_is_only_formatted(train_net, config, trained, data, tmp_path):
+    options = (
+        "--cfg-options",
+        "test_dataloader.dataset.ann_file=annotations/image_info_test-dev.json",
+        "test_dataloader.dataset.data_prefix.img=test/",
+        f"test_evaluator.ann_file={data}/annotations/image_info_test-dev.json",
+        "test_evaluator.format_only=True",
+        "model.test_cfg.rcnn.score_thr=0.0",
+    )
+    checkpoint = ("--checkpoint", trained[0] / "iter_4.pth")
+    done = train_net("--config", config, "--work-dir", tmp_path / "run", "--eval-only", *checkpoint, *options)
+    assert done.code == 0, done.err
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "run" / "test.bbox.json").read_text())} == {1}
+
+
 def test_eval_only_of_a_checkpoint_that_does_not_fit(train_net, config, trained, tmp_path):
     checkpoint = torch.load(trained[0] / "iter_4.pth", map_location="cpu", weights_only=False)
     weights = dict(state_dict=checkpoint["state_dict"])
