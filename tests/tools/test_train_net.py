@@ -20,7 +20,7 @@ from dk_detection.datasets import deformed_shapes
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "train_net.py"
-CONFIG = next((ROOT / "configs" / "mmdet" / "deformed_shapes").glob("mask-rcnn_r18-*mdconv*.py"))
+CONFIG = ROOT / re.search(r"^CONFIG \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
 COCO_CONFIG = ROOT / "configs" / "mmdet" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 
 # The config of `make train`, made tiny: 4 iterations of 2 images, a checkpoint every second.
