@@ -24,6 +24,26 @@ struct DeformConv2dSizes {
   DK_HOST_DEVICE int64_t offset_group_channels() const { return in_channels / offset_groups; }
 };
 
+// Checks and sizes of any convolution, operator `name`: all but offset_groups. `weight` has 4 dimensions and is not
+// empty.
+DeformConv2dSizes check_convolution(
+    const char* name,
+    const at::Tensor& input,
+    const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias,
+    std::array<int64_t, 2> kernel_size,
+    at::IntArrayRef stride,
+    at::IntArrayRef padding,
+    at::IntArrayRef dilation);
+
+// Checks what moves and modulates the samples of the data, and sets offset_groups: 1 where there is neither.
+void check_sampling(
+    const char* name,
+    const at::Tensor& input,
+    const std::optional<at::Tensor>& offset,
+    const std::optional<at::Tensor>& mask,
+    DeformConv2dSizes& sizes);
+
 // Checks everything a kernel relies on (shapes, dtypes, devices) and returns the sizes. Raises ValueError or TypeError.
 DeformConv2dSizes check_deform_conv2d(
     const at::Tensor& input,

@@ -2,6 +2,8 @@
 
 #include <torch/library.h>
 
+#include "ops/checks.h"
+
 namespace dk {
 
 namespace {
@@ -30,7 +32,7 @@ RoiPoolSizes check_deform_psroi_pool(
   check_at_least_one("output_channels", output_channels);
   check_at_least_one("group_size", group_size);
   check_at_least_one("samples_per_part", samples_per_part);
-  check_roi_pool_pair(kName, "part_size", part_size);
+  check_int_pair(kName, "part_size", part_size, 1);
   // In this order no product can overflow.
   TORCH_CHECK_VALUE(
       group_size <= s.in_channels && output_channels <= s.in_channels &&

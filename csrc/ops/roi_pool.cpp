@@ -3,26 +3,9 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/checks.h"
+
 namespace dk {
-
-namespace {
-
-void check_position_tensor(const char* name, const char* argument, const at::Tensor& tensor, const at::Tensor& input) {
-  TORCH_CHECK_VALUE(
-      tensor.device() == input.device(), name, ": ", argument, " is on ", tensor.device(),
-      ", expected the device of input, ", input.device());
-  TORCH_CHECK_TYPE(
-      at::isFloatingType(tensor.scalar_type()), name, ": ", argument, " is ", tensor.scalar_type(),
-      ", expected a floating-point type");
-}
-
-}  // namespace
-
-void check_roi_pool_pair(const char* name, const char* argument, at::IntArrayRef values) {
-  TORCH_CHECK_VALUE(
-      values.size() == 2 && values[0] >= 1 && values[1] >= 1, name, ": ", argument,
-      " must be two integers of at least 1, got ", values);
-}
 
 RoiPoolSizes check_roi_pool(
     const char* name,
@@ -37,16 +20,13 @@ RoiPoolSizes check_roi_pool(
   TORCH_CHECK_VALUE(
       rois.dim() == 2 && rois.size(1) == 5, name, ": rois must be [n, 5] = (batch index, x1, y1, x2, y2), got shape ",
       rois.sizes());
-  check_roi_pool_pair(name, "output_size", output_size);
+  check_int_pair(name, "output_size", output_size, 1);
   TORCH_CHECK_VALUE(
       spatial_scale > 0 && std::isfinite(spatial_scale), name, ": spatial_scale must be positive and finite, got ",
       spatial_scale);
   TORCH_CHECK_VALUE(std::isfinite(gamma), name, ": gamma must be finite, got ", gamma);
-  const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name, ": input is ",
-      dtype, ", expected float64, float32, float16 or bfloat16");
-  check_position_tensor(name, "rois", rois, input);
+  check_input_dtype(name, input);
+  check_tensor(name, "rois", rois, input, false);
 
   RoiPoolSizes s{};
   s.batch = input.size(0), s.in_channels = input.size(1), s.height = input.size(2), s.width = input.size(3);
@@ -67,14 +47,14 @@ void check_roi_pool_parts(
     TORCH_CHECK_VALUE(
         offset->sizes() == expected, name, ": offset has shape ", offset->sizes(), ", expected ",
         at::IntArrayRef(expected));
-    check_position_tensor(name, "offset", *offset, input);
+    check_tensor(name, "offset", *offset, input, false);
   }
   if (mask) {
     const std::vector<int64_t> expected = {s.rois, s.classes, s.part_h, s.part_w}, flat = {s.rois, s.part_h, s.part_w};
     TORCH_CHECK_VALUE(
         mask->sizes() == expected || (s.classes == 1 && mask->sizes() == flat), name, ": mask has shape ",
         mask->sizes(), ", expected ", at::IntArrayRef(expected));
-    check_position_tensor(name, "mask", *mask, input);
+    check_tensor(name, "mask", *mask, input, false);
   }
 }
 
@@ -86,18 +66,9 @@ void check_roi_pool_grad(
     const std::optional<at::Tensor>& mask,
     const RoiPoolSizes& s,
     std::array<bool, 3> output_mask) {
-  const std::vector<int64_t> expected = {s.rois, s.channels, s.pooled_h, s.pooled_w};
-  TORCH_CHECK_VALUE(
-      grad_output.sizes() == expected, name, ": grad_output has shape ", grad_output.sizes(), ", expected ",
-      at::IntArrayRef(expected));
-  TORCH_CHECK_VALUE(
-      grad_output.device() == input.device(), name, ": grad_output is on ", grad_output.device(),
-      ", expected the device of input, ", input.device());
-  TORCH_CHECK_TYPE(
-      grad_output.scalar_type() == input.scalar_type(), name, ": grad_output is ", grad_output.scalar_type(),
-      ", expected the dtype of input, ", input.scalar_type());
-  TORCH_CHECK_VALUE(offset || !output_mask[1], name, ": a gradient of offset is asked for, but there is no offset");
-  TORCH_CHECK_VALUE(mask || !output_mask[2], name, ": a gradient of mask is asked for, but there is no mask");
+  check_grad_output(name, grad_output, input, {s.rois, s.channels, s.pooled_h, s.pooled_w});
+  check_asked(name, "offset", offset.has_value(), output_mask[1]);
+  check_asked(name, "mask", mask.has_value(), output_mask[2]);
 }
 
 }  // namespace dk

@@ -79,7 +79,4 @@ void check_roi_pool_grad(
     const RoiPoolSizes& sizes,
     std::array<bool, 3> output_mask);
 
-// Two integers of at least 1.
-void check_roi_pool_pair(const char* name, const char* argument, at::IntArrayRef values);
-
 }  // namespace dk
