@@ -86,19 +86,23 @@ class DeformPSRoIPool(nn.Module):
         """
         self.conv_offset.reset_parameters()
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """Pools `rois` [n, 5] = (batch index, x1, y1, x2, y2) from `input` [N, C, H, W] to [n, C, outH, outW]."""
-        fields = self.conv_offset(input)  # [N, 2 * num_classes * group_size ** 2, H, W]
-        offset = self._pool(fields, rois, self.part_size, 2 * self.num_classes, None)  # [n, 2 * classes, partH, partW]
-        return self._pool(self.conv_score(input), rois, self.output_size, self.output_channels, offset)
+    def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
+        """Pools `rois` [n, 5] = (batch index, x1, y1, x2, y2) from `input` [N, C, H, W] to [n, C, outH, outW].
 
-    def _pool(self, maps, rois, output_size, output_channels, offset):
+        `spatial_scale` takes the place of the layer's own, for a layer that pools from several levels of a pyramid.
+        """
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
+        fields = self.conv_offset(input)  # [N, 2 * num_classes * group_size ** 2, H, W]
+        offset = self._pool(fields, rois, scale, self.part_size, 2 * self.num_classes)  # [n, 2 * classes, partH, partW]
+        return self._pool(self.conv_score(input), rois, scale, self.output_size, self.output_channels, offset)
+
+    def _pool(self, maps, rois, spatial_scale, output_size, output_channels, offset=None):
         return deform_psroi_pool(
             maps,
             rois,
             output_size,
             offset=offset,
-            spatial_scale=self.spatial_scale,
+            spatial_scale=spatial_scale,
             output_channels=output_channels,
             group_size=self.group_size,
             part_size=self.part_size,

@@ -37,12 +37,14 @@ class _RoIPool(nn.Module):
         gamma=0.1,
         *,
         branch="paper",
+        branch_size=None,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         self.output_size = pair(name, "output_size", output_size, 1)
+        self.branch_size = self.output_size if branch_size is None else pair(name, "branch_size", branch_size, 1)
         for argument, value in (("output_channels", output_channels), ("deform_fc_channels", deform_fc_channels)):
             if value < 1:
                 raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
@@ -53,14 +55,15 @@ class _RoIPool(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.gamma = float(gamma)
         self.branch = branch
+        inputs = output_channels * self.branch_size[0] * self.branch_size[1]
         bins = self.output_size[0] * self.output_size[1]
-        self._make_branch(bins * output_channels, deform_fc_channels, bins, {"device": device, "dtype": dtype})
+        self._make_branch(inputs, deform_fc_channels, bins, {"device": device, "dtype": dtype})
 
     def _make_branch(self, inputs, hidden, bins, factory) -> None:
         raise NotImplementedError
 
     def _offset_and_mask(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """From pooled features [n, C * outH * outW] to offsets [n, 2 * K] and modulation [n, K]."""
+        """From pooled features [n, C * branchH * branchW] to offsets [n, 2 * K] and modulation [n, K]."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
@@ -72,8 +75,11 @@ class _RoIPool(nn.Module):
             if isinstance(module, ZeroLinear):
                 module.reset_parameters()
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """Pools `rois` [n, 5] = (batch index, x1, y1, x2, y2) from `input` [N, C, H, W] to [n, C, outH, outW]."""
+    def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
+        """Pools `rois` [n, 5] = (batch index, x1, y1, x2, y2) from `input` [N, C, H, W] to [n, C, outH, outW].
+
+        `spatial_scale` takes the place of the layer's own, for a layer that pools from several levels of a pyramid.
+        """
         if input.dim() == 4 and input.shape[1] != self.output_channels:
             raise ValueError(
                 f"{type(self).__name__}: input has {input.shape[1]} channels, expected "
@@ -81,28 +87,29 @@ class _RoIPool(nn.Module):
             )
         # Both poolings work on channels-last maps: reordered once, here, it need not be done in each of them.
         maps = input.contiguous(memory_format=torch.channels_last)
-        pooled = self._pool(maps, rois, None, None)
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
+        pooled = self._pool(maps, rois, self.branch_size, scale)
         offset, mask = self._offset_and_mask(pooled.flatten(1))
         offset = offset.view(-1, 2, *self.output_size)  # [n, 2, outH, outW]: x, then y
         if mask is not None:
             mask = mask.view(-1, 1, *self.output_size)
-        output = self._pool(maps, rois, offset, mask)
+        output = self._pool(maps, rois, self.output_size, scale, offset, mask)
         return output.contiguous() if input.is_contiguous() else output
 
-    def _pool(self, maps, rois, offset, mask):
+    def _pool(self, maps, rois, output_size, spatial_scale, offset=None, mask=None):
         return deform_roi_pool(
             maps,
             rois,
-            self.output_size,
+            output_size,
             offset=offset,
             mask=mask,
-            spatial_scale=self.spatial_scale,
+            spatial_scale=spatial_scale,
             sampling_ratio=self.sampling_ratio,
             gamma=self.gamma,
         )
 
     def extra_repr(self) -> str:
-        names = ("output_size", "output_channels", "spatial_scale", "sampling_ratio", "gamma", "branch")
+        names = ("output_size", "output_channels", "spatial_scale", "sampling_ratio", "gamma", "branch", "branch_size")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
@@ -127,6 +134,8 @@ class DeformRoIPool(_RoIPool):
         gamma: Factor on the offsets.
         branch: 'paper', one fully connected layer, or 'mmcv', three: then checkpoints of MMCV's `DeformRoIPoolPack`
             load key for key.
+        branch_size: Bins of the rigid pooling that the branch reads, an int or (vertical, horizontal); None: those of
+            the output. The branch grows with it: at 14 x 14 it has four times the weights of 7 x 7.
         device, dtype: Of the parameters.
 
     Raises:
@@ -152,9 +161,8 @@ class ModulatedDeformRoIPool(_RoIPool):
             bins, in units of `gamma` * RoI size, and one value a bin that goes through a sigmoid and is its modulation.
 
     The last layer of the branch starts at zero: offsets are 0, the modulation is 0.5, and the layer gives half of what
-        aligned RoI
-    pooling does. Its other layers are not zero, although the paper says so of all: their weights would never get a
-    gradient.
+    aligned RoI pooling does. Its other layers are not zero, although the paper says so of all: their weights would
+    never get a gradient.
 
     Args:
         output_size: Bins of a RoI, an int or (vertical, horizontal).
@@ -165,6 +173,8 @@ class ModulatedDeformRoIPool(_RoIPool):
         gamma: Factor on the offsets.
         branch: 'paper', two fully connected layers, or 'mmcv', three for the offsets and, called `mask_fc`, two for the
             modulation: then checkpoints of MMCV's `ModulatedDeformRoIPoolPack` load key for key.
+        branch_size: Bins of the rigid pooling that the branch reads, an int or (vertical, horizontal); None: those of
+            the output. The branch grows with it: at 14 x 14 it has four times the weights of 7 x 7.
         device, dtype: Of the parameters.
 
     Raises:

@@ -21,9 +21,11 @@ except (ImportError, AssertionError) as error:  # mmdet asserts that mmcv and mm
 
 from dk_detection.mmdet import flops, layers
 from dk_detection.mmdet.contact_sheet import DkContactSheetHook
+from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
 from dk_detection.mmdet.networks import DkDeformable
+from dk_detection.mmdet.roi_extractors import DkRoIExtractor
 
-__all__ = ["DkContactSheetHook", "DkDeformable"]
+__all__ = ["DkContactSheetHook", "DkDeformable", "DkReduceLast", "DkRoIExtractor", "DkSingleLevelRPNHead"]
 
 layers.register()
 flops.register()

@@ -31,6 +31,5 @@ def register() -> None:
     as it is under a Runner. Registered in both, the layers are found by a plain `MODELS.build` too.
     """
     for row in TABLE:
-        if row.kind == "conv":
-            for registry in (MODELS, ROOT_MODELS):
-                registry.register_module(name=row.name, module=_builder(row), force=True)
+        for registry in (MODELS, ROOT_MODELS):
+            registry.register_module(name=row.name, module=_builder(row), force=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -16,13 +17,17 @@ from dk_detection.layers.table import TABLE
 ROOT = Path(__file__).parents[2] / "configs" / "mmdet"
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent.name != "_base_")
 LAYERS = {row.token: row.layer for row in TABLE}
+CONVS, ROI_LAYERS = ([row.token for row in TABLE if row.kind == kind] for kind in ("conv", "roi"))
 
-# {detector}_{backbone}[-{token}-{stages}]_{neck}_{schedule}_{dataset}
+# {detector}_{backbone}[-{token}-{stages}]_{neck}[_{RoI token}]_{schedule}_{dataset}
 STEM = re.compile(
-    r"(?P<detector>faster-rcnn|mask-rcnn)_r(?P<depth>\d+)"
-    rf"(-(?P<token>{'|'.join(LAYERS)})-c(?P<first>\d)-c(?P<last>\d))?"
-    r"_(?P<neck>fpn)_(?P<schedule>1x|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes)"
+    r"(?P<detector>faster-rcnn|mask-rcnn)_(?P<backbone>r\d+|x101-32x8d)"
+    rf"(-(?P<token>{'|'.join(CONVS)})(-c(?P<first>\d))?-c(?P<last>\d))?"
+    rf"_(?P<neck>fpn|dc5)(_(?P<roi>{'|'.join(ROI_LAYERS)}))?"
+    r"_(?P<schedule>1x|16e|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes)"
 )
+# The first epoch at each lower rate.
+MILESTONES = {"1x": [8, 11], "16e": [10, 14]}
 
 configs = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -39,12 +44,14 @@ def test_config_is_what_its_name_says(path):
     assert framework_of(path) == "mmdet"
     cfg = Config.fromfile(path)
     assert cfg.custom_imports.imports == ["dk_detection.mmdet"]
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.conv_offset.lr_mult == 0.1
+    rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name["roi"] == "dpool" else {})
+    assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
     assert cfg.model.type == {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}[name["detector"]]
 
     schedule = cfg.train_cfg
-    if name["schedule"] == "1x":
-        assert schedule.max_epochs == 12
+    if name["schedule"] in MILESTONES:
+        assert schedule.max_epochs == {"1x": 12, "16e": 16}[name["schedule"]]
+        assert cfg.param_scheduler[-1].milestones == MILESTONES[name["schedule"]]
     else:
         assert schedule.max_iters == 1000 * float(name["schedule"].removesuffix("k"))
     last = cfg.param_scheduler[-1]
@@ -66,12 +73,25 @@ def test_config_is_what_its_name_says(path):
         assert metric == (["bbox", "segm"] if name["detector"] == "mask-rcnn" else "bbox")
 
     init_default_scope("mmdet")
-    net = MODELS.build(cfg.model).backbone
-    assert net.depth == int(name["depth"])
+    with torch.device("meta"):  # no memory, no initial values
+        model = MODELS.build(cfg.model)
+    net = model.backbone
+    assert net.depth == int(re.search(r"\d+", name["backbone"])[0])
+    if name["backbone"] == "x101-32x8d":
+        assert (type(net).__name__, net.groups, net.base_width) == ("ResNeXt", 32, 8)
+    assert cfg.model.neck.type == {"fpn": "FPN", "dc5": "DkReduceLast"}[name["neck"]]
+    if name["neck"] == "dc5":
+        conv2 = [module for place, module in net.layer4.named_modules() if place.endswith("conv2")]
+        assert all((conv.stride, conv.dilation) == ((1, 1), (2, 2)) for conv in conv2)
+    heads = ["bbox", "mask"] if name["detector"] == "mask-rcnn" else ["bbox"]
+    for head, size in zip(heads, (7, 14), strict=False):
+        layers = getattr(model.roi_head, f"{head}_roi_extractor").roi_layers
+        assert {type(layer) for layer in layers} == {LAYERS[name["roi"]] if name["roi"] else RoIAlign}
+        assert {layer.output_size for layer in layers} == {(size, size)}
     places = {token: [n for n, m in net.named_modules() if type(m) is layer] for token, layer in LAYERS.items()}
     expected = {token: [] for token in LAYERS}
     if name["token"]:
-        stages = range(int(name["first"]) - 1, int(name["last"]))  # c3 is the output of layer2
+        stages = range(int(name["first"] or name["last"]) - 1, int(name["last"]))  # c3 is the output of layer2
         expected[name["token"]] = [
             f"layer{stage}.{place}"
             for stage in stages
@@ -83,20 +103,31 @@ def test_config_is_what_its_name_says(path):
     assert places == expected
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "conv-" in path.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if STEM.fullmatch(path.stem)["token"] or STEM.fullmatch(path.stem)["roi"]],
+    ids=lambda path: path.stem,
+)
 def test_twins_differ_in_their_layers_only(path):
-    token = STEM.fullmatch(path.stem)["token"]
-    twin = path.with_name(re.sub(f"-{token}-c.-c.", "", path.name))
+    name = STEM.fullmatch(path.stem)
+    twin = path.with_name(re.sub(rf"-{name['token']}(-c\d)?-c\d|_{name['roi']}", "", path.name))
     assert twin.exists()
     ours, rigid = Config.fromfile(path), Config.fromfile(twin)
-    for key in ours.keys() | rigid.keys():
-        if key != "model":
-            assert ours.get(key) == rigid.get(key), key
+    ours.optim_wrapper.paramwise_cfg.custom_keys.pop("offset_fc", None)
+    for key in (ours.keys() | rigid.keys()) - {"model", "roi_extractor"}:
+        assert ours.get(key) == rigid.get(key), key
     backbone = ours.model.backbone
-    for name in ("dcn", "stage_with_dcn", "exchange"):
-        backbone.pop(name, None)
+    for option in ("dcn", "stage_with_dcn", "exchange"):
+        backbone.pop(option, None)
     if backbone.type == "DkDeformable":
         backbone.type = backbone.pop("network")
+    if name["roi"]:
+        for key in ("bbox_roi_extractor", "mask_roi_extractor"):
+            if extractor := ours.model.roi_head.get(key):
+                extractor.type = rigid.model.roi_head[key].type
+                extractor.roi_layer.type = rigid.model.roi_head[key].roi_layer.type
+                for option in ("branch_size", "deform_fc_channels"):
+                    extractor.roi_layer.pop(option, None)
     assert ours.model == rigid.model
 
 

@@ -1,0 +1,5 @@
+_base_ = 'faster-rcnn_r50_dc5_16e_coco.py'
+
+model = dict(
+    backbone=dict(dcn=dict(type='DkModulatedDeformConv2d', offset_groups=1), stage_with_dcn=(False, True, True, True)),
+    roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type='DkModulatedDeformRoIPool'))))

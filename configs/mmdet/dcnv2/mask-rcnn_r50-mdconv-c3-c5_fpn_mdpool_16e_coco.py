@@ -1,0 +1,7 @@
+_base_ = 'mask-rcnn_r50_fpn_16e_coco.py'
+
+model = dict(
+    backbone=dict(dcn=dict(type='DkModulatedDeformConv2d', offset_groups=1), stage_with_dcn=(False, True, True, True)),
+    roi_head=dict(
+        bbox_roi_extractor=dict(type='DkRoIExtractor', roi_layer=dict(type='DkModulatedDeformRoIPool')),
+        mask_roi_extractor=dict(type='DkRoIExtractor', roi_layer=dict(type='DkModulatedDeformRoIPool', branch_size=7))))
