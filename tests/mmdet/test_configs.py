@@ -18,11 +18,13 @@ ROOT = Path(__file__).parents[2] / "configs" / "mmdet"
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent.name != "_base_")
 LAYERS = {row.token: row.layer for row in TABLE}
 CONVS, ROI_LAYERS = ([row.token for row in TABLE if row.kind == kind] for kind in ("conv", "roi"))
+# Names of one layer with two deformations.
+COMBINED = {"dk-mdconv": "dkdconv"}
 
 # {detector}_{backbone}[-{token}-{stages}]_{neck}[_{RoI token}]_{schedule}_{dataset}
 STEM = re.compile(
     r"(?P<detector>faster-rcnn|mask-rcnn)_(?P<backbone>r\d+|x101-32x8d)"
-    rf"(-(?P<token>{'|'.join(CONVS)})(-c(?P<first>\d))?-c(?P<last>\d))?"
+    rf"(-(?P<token>{'|'.join([*CONVS, *COMBINED])})(-c(?P<first>\d))?-c(?P<last>\d))?"
     rf"_(?P<neck>fpn|dc5)(_(?P<roi>{'|'.join(ROI_LAYERS)}))?"
     r"_(?P<schedule>1x|16e|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes)"
 )
@@ -45,6 +47,8 @@ def test_config_is_what_its_name_says(path):
     cfg = Config.fromfile(path)
     assert cfg.custom_imports.imports == ["dk_detection.mmdet"]
     rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name["roi"] == "dpool" else {})
+    if name["dataset"] == "deformed-shapes":
+        rates["kernel_offset"] = 0.1
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
     assert cfg.model.type == {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}[name["detector"]]
 
@@ -92,13 +96,11 @@ def test_config_is_what_its_name_says(path):
     expected = {token: [] for token in LAYERS}
     if name["token"]:
         stages = range(int(name["first"] or name["last"]) - 1, int(name["last"]))  # c3 is the output of layer2
-        expected[name["token"]] = [
+        expected[COMBINED.get(name["token"], name["token"])] = [
             f"layer{stage}.{place}"
             for stage in stages
             for place, module in getattr(net, f"layer{stage}").named_modules()
-            if isinstance(module, torch.nn.Conv2d)
-            and module.kernel_size == (3, 3)
-            and not place.endswith("conv_offset")
+            if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and not place.endswith("_offset")
         ]
     assert places == expected
 

@@ -40,7 +40,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05),
     clip_grad=dict(max_norm=5),
-    paramwise_cfg=dict(custom_keys={'conv_offset': dict(lr_mult=0.1)}))
+    paramwise_cfg=dict(custom_keys={'conv_offset': dict(lr_mult=0.1), 'kernel_offset': dict(lr_mult=0.1)}))
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2), logger=dict(interval=20))
 log_processor = dict(by_epoch=False)
