@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from dk_detection.layers._lifted import LiftedAtRest
+from dk_detection.ops import resample_kernel
 
 
 class WithScope(LiftedAtRest):
@@ -56,6 +57,30 @@ class WithScope(LiftedAtRest):
                 strength = weight.square().mean().sqrt()
                 lifted += sides[0] @ (strength * noise.to(weight.device)) @ sides[1].t()
         return lifted.to(rigid_weight.dtype)
+
+    def init_weights(self) -> None:
+        """Brings the branches to zero and makes a weight that a framework has just drawn that of a rigid convolution.
+
+        Initialisers draw each cell of the scope for itself. Resampled at rest that is a blurred kernel, and a weak one;
+        measured, it learns later than a rigid one. So as many cells as the kernel has taps become the rigid kernel, as
+        strong as the initialisers make one (they draw with a variance of one over the number of cells), and are lifted.
+        A weight that was lifted already stays as it is.
+        """
+        super().init_weights()
+        kernel_h, kernel_w = self.kernel_size
+        cells, taps = self.weight[0, 0].numel(), kernel_h * kernel_w
+        if cells == taps:
+            return
+        with torch.no_grad():
+            at_rest = resample_kernel(
+                self.weight, self.weight.new_zeros(1, 2 * taps), kernel_size=self.kernel_size, clip=self.clip
+            )[0]
+            # Into the scope and nothing more: what a subclass's lift_weight adds for the modulation is for weights that
+            # were trained without it.
+            lifted, tolerance = WithScope.lift_weight(self, at_rest), 1e-3 * self.weight.std().item()
+            if not torch.allclose(self.weight, lifted, rtol=1e-3, atol=tolerance):
+                drawn = self.weight[..., :kernel_h, :kernel_w]
+                self.weight.copy_(WithScope.lift_weight(self, (cells / taps) ** 0.5 * drawn))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scope_size={self.scope_size}" + ("" if self.clip else ", clip=False")

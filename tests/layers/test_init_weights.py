@@ -8,7 +8,14 @@ from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmdet.models.backbones import ResNet, ResNeXt
 from torch import nn
 
-from dk_detection.layers import DeformConv2d, ModulatedDeformConv2d
+from dk_detection.layers import (
+    DeformConv2d,
+    DeformKernelConv2d,
+    GlobalDeformKernel2d,
+    LocalDeformKernel2d,
+    ModulatedDeformConv2d,
+)
+from dk_detection.ops import resample_kernel
 
 LAYERS = {
     "dk_detection.layers.DeformConv2d": DeformConv2d,
@@ -101,3 +108,29 @@ def test_fused_batch_norm_keeps_the_output(path, layer_class):
     expected = net(x)
     torch.testing.assert_close(fuse_conv_bn(net)(x), expected, rtol=1e-5, atol=1e-5)
     assert isinstance(net[1], nn.Identity)
+
+
+scoped = pytest.mark.parametrize("layer_class", [LocalDeformKernel2d, GlobalDeformKernel2d, DeformKernelConv2d])
+
+
+@scoped
+@pytest.mark.parametrize(("kernel", "scope"), [(3, 4), (3, 5), ((3, 1), (4, 2)), (1, 2)])
+def test_kernel_at_rest_is_initialised_like_a_rigid_one(layer_class, kernel, scope):
+    """As strong, and with independent taps, although the framework drew every cell of the scope."""
+    layer = layer_class(64, 96, kernel, scope_size=scope)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    layer.init_weights()
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    at_rest = resample_kernel(layer.weight.detach(), torch.zeros(1, 2 * taps), kernel_size=kernel)[0]
+    assert at_rest.std().item() == pytest.approx(math.sqrt(2 / (96 * taps)), rel=0.05)
+    correlation = at_rest.flatten(2).flatten(0, 1).T.corrcoef().reshape(taps, taps)
+    assert (correlation - torch.eye(taps)).abs().max() < 0.1
+
+
+@scoped
+@pytest.mark.parametrize(("kernel", "scope"), [(3, 4), ((3, 1), (4, 2)), (1, 2), (3, 3)])
+def test_lifted_weight_survives_init_weights(layer_class, kernel, scope):
+    layer = layer_class.from_rigid(nn.Conv2d(8, 6, kernel), scope_size=scope)
+    lifted = layer.weight.detach().clone()
+    layer.init_weights()
+    assert torch.equal(layer.weight, lifted)
