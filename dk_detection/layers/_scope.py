@@ -61,10 +61,9 @@ class WithScope(LiftedAtRest):
     def init_weights(self) -> None:
         """Brings the branches to zero and makes a weight that a framework has just drawn that of a rigid convolution.
 
-        Initialisers draw each cell of the scope for itself. Resampled at rest that is a blurred kernel, and a weak one;
-        measured, it learns later than a rigid one. So as many cells as the kernel has taps become the rigid kernel, as
-        strong as the initialisers make one (they draw with a variance of one over the number of cells), and are lifted.
-        A weight that was lifted already stays as it is.
+        Initialisers draw each cell of the scope for itself; resampled at rest that is a blurred kernel, and a weak one.
+        So as many cells as the kernel has taps become the rigid kernel, as strong as initialisers make one (they draw
+        with a variance of one over the number of cells), and are lifted. A weight that was lifted already stays.
         """
         super().init_weights()
         kernel_h, kernel_w = self.kernel_size
