@@ -94,6 +94,27 @@ def test_branch_output_is_x_then_y_then_modulation():
     torch.testing.assert_close(layer(input, ROIS), expected)
 
 
+@layers
+def test_branch_size(layer_class):
+    layer, input = wake(make(layer_class, branch_size=(2, 4))), maps()
+    assert layer.offset_fc[0].in_features == 5 * 2 * 4
+    assert layer.offset_fc[-1].out_features == 6 * (3 if layer_class is ModulatedDeformRoIPool else 2)
+    offset, mask = layer._offset_and_mask(deform_roi_pool(input, ROIS, (2, 4), spatial_scale=0.5).flatten(1))
+    if mask is not None:
+        mask = mask.view(3, 3, 2)
+    expected = deform_roi_pool(input, ROIS, (3, 2), offset=offset.view(3, 2, 3, 2), mask=mask, spatial_scale=0.5)
+    torch.testing.assert_close(layer(input, ROIS), expected)
+
+
+@builds
+def test_scale_of_a_call(build):
+    layer, input = wake(build()), maps()
+    output = layer(input, ROIS, spatial_scale=0.25)
+    assert not torch.allclose(output, layer(input, ROIS))
+    layer.spatial_scale = 0.25
+    torch.testing.assert_close(output, layer(input, ROIS))
+
+
 @pytest.mark.parametrize(
     ("layer_class", "name"),
     [(DeformRoIPool, "DeformRoIPoolPack"), (ModulatedDeformRoIPool, "ModulatedDeformRoIPoolPack")],
@@ -211,6 +232,7 @@ def test_rest_survives_mmengine():
         ({"output_channels": 0}, "output_channels must be at least 1, got 0"),
         ({"deform_fc_channels": 0}, "deform_fc_channels must be at least 1, got 0"),
         ({"output_size": 0}, "output_size must be at least 1, got 0"),
+        ({"branch_size": 0}, "branch_size must be at least 1, got 0"),
     ],
 )
 @layers

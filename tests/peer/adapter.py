@@ -1,7 +1,9 @@
-"""What the shims share: a peer's error types, and the proof that its tests reached our operator."""
+"""What the shims share: a peer's error types, the proof that its tests reached our operator, a CUDA that is the CPU."""
 
 import contextlib
 from collections.abc import Iterator
+
+import torch
 
 calls = 0
 
@@ -29,3 +31,18 @@ def our_operator(errors: dict[str, tuple[type[Exception], str]]) -> Iterator[Non
     calls += 1
     with translated(errors):
         yield
+
+
+class CudaIsCpu:
+    """torch as a suite's module sees it on a machine without CUDA, for peers that have no CPU kernels."""
+
+    cuda = type("cuda", (), {"is_available": staticmethod(lambda: True)})
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)
+
+    def device(self, name: str) -> torch.device:
+        return torch.device("cpu")
+
+    def tensor(self, *args, device: str, **kwargs) -> torch.Tensor:
+        return torch.tensor(*args, **kwargs)

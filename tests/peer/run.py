@@ -1,4 +1,4 @@
-"""Runs a peer's own tests of deformable convolution against dk_detection.
+"""Runs a peer's own tests of its deformable operators against dk_detection.
 
 The tests are not part of this project: --tests names the folder of a checkout that holds them.
 
@@ -31,6 +31,10 @@ class Bookkeeping:
         self.deselected: list[tuple[str, str]] = []
         self.outcomes = collections.Counter()
         self.skipped = collections.Counter()
+
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        if isinstance(collector, pytest.Module) and hasattr(self.shim, "collecting"):
+            self.shim.collecting(collector.path.name)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         if hasattr(self.shim, "collected"):

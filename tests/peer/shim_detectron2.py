@@ -48,16 +48,6 @@ def modulated_deform_conv(
         return dk_detection.ops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
 
 
-class _CudaIsCpu:
-    """torch as the suite's module sees it on a machine without CUDA."""
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-    def device(self, name: str) -> torch.device:
-        return torch.device("cpu")
-
-
 def install() -> None:
     detectron2.layers.deform_conv.deform_conv = deform_conv
     detectron2.layers.deform_conv.modulated_deform_conv = modulated_deform_conv
@@ -69,4 +59,4 @@ def collected(suite: ModuleType) -> None:
     """Called with the suite's module once it is imported, before its tests run."""
     torch.cuda.is_available = _is_available
     if not _HAS_CUDA:
-        suite.torch = _CudaIsCpu()
+        suite.torch = adapter.CudaIsCpu()

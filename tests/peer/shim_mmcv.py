@@ -1,13 +1,24 @@
-"""mmcv's tests of its two deformable convolutions over our layers."""
+"""mmcv's tests of its deformable convolutions and of its deformable RoI pooling over our layers.
+
+mmcv has no CPU kernels of the pooling and skips those tests without CUDA. Ours has them, so there the skips are lifted
+and the suite's "cuda" is the CPU.
+"""
+
+from types import ModuleType
 
 import adapter
 import mmcv.ops
+import mmcv.utils
+import torch
 from torch import Tensor
 
 import dk_detection.layers
 
-SELECTED = ("test_deform_conv.py", "test_modulated_deform_conv.py")
+_ROI_SUITE = "test_deform_roi_pool.py"
+SELECTED = ("test_deform_conv.py", "test_modulated_deform_conv.py", _ROI_SUITE)
 DESELECTED: dict[str, str] = {}
+
+_HAS_CUDA = torch.cuda.is_available()
 
 _ERRORS = {"": (AssertionError, "")}
 
@@ -47,6 +58,48 @@ class ModulatedDeformConv2dPack(dk_detection.layers.ModulatedDeformConv2d):
             return super().forward(x)
 
 
+class _RoIPoolPack:
+    """Our layers under mmcv's names, with its branch; both take the same arguments."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, branch="mmcv", **kwargs)
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        with adapter.our_operator(_ERRORS):
+            return super().forward(input, rois)
+
+    def to(self, device: str) -> "_RoIPoolPack":
+        return super().to(device) if _HAS_CUDA else self
+
+    def cuda(self) -> "_RoIPoolPack":
+        return self.to("cuda")
+
+
+class DeformRoIPoolPack(_RoIPoolPack, dk_detection.layers.DeformRoIPool):
+    pass
+
+
+class ModulatedDeformRoIPoolPack(_RoIPoolPack, dk_detection.layers.ModulatedDeformRoIPool):
+    pass
+
+
 def install() -> None:
-    for shim in (DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack):
+    for shim in (
+        DeformConv2d,
+        DeformConv2dPack,
+        ModulatedDeformConv2dPack,
+        DeformRoIPoolPack,
+        ModulatedDeformRoIPoolPack,
+    ):
         setattr(mmcv.ops, shim.__name__, shim)
+
+
+def collecting(name: str) -> None:
+    """Called with the name of a file of the suite before it is imported."""
+    mmcv.utils.IS_CUDA_AVAILABLE = _HAS_CUDA or name == _ROI_SUITE
+
+
+def collected(suite: ModuleType) -> None:
+    """Called with the suite's module once it is imported, before its tests run."""
+    if not _HAS_CUDA and suite.__name__ == _ROI_SUITE.removesuffix(".py"):
+        suite.torch = adapter.CudaIsCpu()
