@@ -4,7 +4,11 @@ import torch
 from torch import Tensor, nn
 
 
-class ZeroConv2d(nn.Conv2d):
+class _Branch(nn.Conv2d):
+    """Keeps MMEngine's initialisers away: they choose by the names of a module's class and of its direct bases."""
+
+
+class ZeroConv2d(_Branch):
     """An offset branch: nn.Conv2d whose initial state is zero, whoever asks for it to be initialised."""
 
     def reset_parameters(self) -> None:

@@ -8,7 +8,8 @@ config file two lines are enough::
         backbone=dict(
             dcn=dict(type='DkModulatedDeformConv2d', offset_groups=1), stage_with_dcn=(False, True, True, True)))
 
-Networks without a `dcn` slot, such as ResNet-18 or MobileNetV2, take `DkDeformable`.
+Networks without a `dcn` slot, such as ResNet-18, take `DkDeformable`. The backbones of Deformable Kernels are
+`DkResNetDW` and `DkMobileNetV2`.
 """
 
 try:
@@ -20,12 +21,21 @@ except (ImportError, AssertionError) as error:  # mmdet asserts that mmcv and mm
     ) from error
 
 from dk_detection.mmdet import flops, layers
+from dk_detection.mmdet.backbones import DkMobileNetV2, DkResNetDW
 from dk_detection.mmdet.contact_sheet import DkContactSheetHook
 from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
 from dk_detection.mmdet.networks import DkDeformable
 from dk_detection.mmdet.roi_extractors import DkRoIExtractor
 
-__all__ = ["DkContactSheetHook", "DkDeformable", "DkReduceLast", "DkRoIExtractor", "DkSingleLevelRPNHead"]
+__all__ = [
+    "DkContactSheetHook",
+    "DkDeformable",
+    "DkMobileNetV2",
+    "DkReduceLast",
+    "DkResNetDW",
+    "DkRoIExtractor",
+    "DkSingleLevelRPNHead",
+]
 
 layers.register()
 flops.register()

@@ -21,10 +21,12 @@ CONVS, ROI_LAYERS = ([row.token for row in TABLE if row.kind == kind] for kind i
 # Names of one layer with two deformations.
 COMBINED = {"dk-mdconv": "dkdconv"}
 
-# {detector}_{backbone}[-{token}-{stages}]_{neck}[_{RoI token}]_{schedule}_{dataset}
+# {detector}_{backbone}[-{token}-{stages}]_{neck}[_{RoI token}]_{schedule}_{dataset}; the backbones of Deformable
+# Kernels are {backbone}[-{token}[-{stages}]][-{token}1x1].
 STEM = re.compile(
-    r"(?P<detector>faster-rcnn|mask-rcnn)_(?P<backbone>r\d+|x101-32x8d)"
+    r"(?P<detector>faster-rcnn|mask-rcnn)_((?P<backbone>r\d+|x101-32x8d)"
     rf"(-(?P<token>{'|'.join([*CONVS, *COMBINED])})(-c(?P<first>\d))?-c(?P<last>\d))?"
+    r"|(?P<dk_backbone>r50-dw|mobilenet-v2)(-(?P<conv3x3>dk|gdk|scc|(dk-)?dconv-c3-c5))?(-(?P<conv1x1>gdk|scc)1x1)?)"
     rf"_(?P<neck>fpn|dc5)(_(?P<roi>{'|'.join(ROI_LAYERS)}))?"
     r"_(?P<schedule>1x|16e|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes)"
 )
@@ -35,7 +37,7 @@ configs = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_there_are_configs():
-    assert {path.parent.name for path in FILES} == {"dcnv2", "deformed_shapes"}
+    assert {path.parent.name for path in FILES} == {"dcnv2", "deformed_shapes", "dk"}
     assert len({path.stem for path in FILES}) == len(FILES) >= 8
 
 
@@ -49,6 +51,10 @@ def test_config_is_what_its_name_says(path):
     rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name["roi"] == "dpool" else {})
     if name["dataset"] == "deformed-shapes":
         rates["kernel_offset"] = 0.1
+    elif name["dk_backbone"]:  # Deformable Kernels, Section 4
+        factor = {"r50-dw": 0.01, "mobilenet-v2": 0.1}[name["dk_backbone"]]
+        rates = {"kernel_offset": factor, "conv_offset": factor, "routing": 1}
+        assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
     assert cfg.model.type == {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}[name["detector"]]
 
@@ -80,9 +86,6 @@ def test_config_is_what_its_name_says(path):
     with torch.device("meta"):  # no memory, no initial values
         model = MODELS.build(cfg.model)
     net = model.backbone
-    assert net.depth == int(re.search(r"\d+", name["backbone"])[0])
-    if name["backbone"] == "x101-32x8d":
-        assert (type(net).__name__, net.groups, net.base_width) == ("ResNeXt", 32, 8)
     assert cfg.model.neck.type == {"fpn": "FPN", "dc5": "DkReduceLast"}[name["neck"]]
     if name["neck"] == "dc5":
         conv2 = [module for place, module in net.layer4.named_modules() if place.endswith("conv2")]
@@ -92,6 +95,16 @@ def test_config_is_what_its_name_says(path):
         layers = getattr(model.roi_head, f"{head}_roi_extractor").roi_layers
         assert {type(layer) for layer in layers} == {LAYERS[name["roi"]] if name["roi"] else RoIAlign}
         assert {layer.output_size for layer in layers} == {(size, size)}
+    if name["dk_backbone"]:
+        check_places_of_dk(name, net)
+    else:
+        check_places_of_dcn(name, net)
+
+
+def check_places_of_dcn(name: re.Match, net: torch.nn.Module) -> None:
+    assert net.depth == int(re.search(r"\d+", name["backbone"])[0])
+    if name["backbone"] == "x101-32x8d":
+        assert (type(net).__name__, net.groups, net.base_width) == ("ResNeXt", 32, 8)
     places = {token: [n for n, m in net.named_modules() if type(m) is layer] for token, layer in LAYERS.items()}
     expected = {token: [] for token in LAYERS}
     if name["token"]:
@@ -105,21 +118,54 @@ def test_config_is_what_its_name_says(path):
     assert places == expected
 
 
+def check_places_of_dk(name: re.Match, net: torch.nn.Module) -> None:
+    """Every convolution of the blocks is the layer that the stem names, in the paper's scope or with its experts."""
+    if name["dk_backbone"] == "r50-dw":
+        assert [len(getattr(net, f"layer{i}")) for i in (1, 2, 3, 4)] == [3, 4, 6, 3]
+        conv2, pointwise = r"layer(\d)\.\d\.conv2", r"layer\d\.\d\.conv[13]"
+        in_c3_to_c5, experts = range(2, 5), 2
+    else:
+        conv2, pointwise = r"features\.(\d+)\.conv\.[01]\.0", r"features\.\d+\.(conv\.[0-2](\.0)?|0)"
+        in_c3_to_c5, experts = range(4, 18), 8
+    rigid = {None: torch.nn.Conv2d} | LAYERS
+    number = {"3x3": 0, "1x1": 0}
+    for place, conv in net.named_modules():
+        if not isinstance(conv, torch.nn.Conv2d) or place.endswith(("_offset", "routing")):
+            continue
+        if conv.kernel_size == (3, 3) and (match := re.fullmatch(conv2, place)):
+            token, kind, scope = name["conv3x3"], "3x3", (4, 4)
+            if token in ("dconv-c3-c5", "dk-dconv-c3-c5"):
+                inside, outside = {"dconv-c3-c5": ("dconv", None), "dk-dconv-c3-c5": ("dkdconv", "dk")}[token]
+                token = inside if int(match[1]) in in_c3_to_c5 else outside
+            assert conv.groups == conv.in_channels == conv.out_channels
+        elif conv.kernel_size == (1, 1) and re.fullmatch(pointwise, place):
+            token, kind, scope = name["conv1x1"], "1x1", (2, 2)
+        else:
+            assert type(conv) is torch.nn.Conv2d, place
+            continue
+        assert type(conv) is rigid[token], place
+        assert getattr(conv, "scope_size", scope) == scope
+        assert getattr(conv, "num_experts", experts) == experts
+        number[kind] += 1
+    assert number == {"r50-dw": {"3x3": 16, "1x1": 32}, "mobilenet-v2": {"3x3": 17, "1x1": 34}}[name["dk_backbone"]]
+
+
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if STEM.fullmatch(path.stem)["token"] or STEM.fullmatch(path.stem)["roi"]],
+    [p for p in FILES if any(STEM.fullmatch(p.stem)[part] for part in ("token", "roi", "conv3x3", "conv1x1"))],
     ids=lambda path: path.stem,
 )
 def test_twins_differ_in_their_layers_only(path):
     name = STEM.fullmatch(path.stem)
-    twin = path.with_name(re.sub(rf"-{name['token']}(-c\d)?-c\d|_{name['roi']}", "", path.name))
+    tokens = rf"-{name['token']}(-c\d)?-c\d|_{name['roi']}|-{name['conv1x1']}1x1|-{name['conv3x3']}"
+    twin = path.with_name(re.sub(tokens, "", path.name))
     assert twin.exists()
     ours, rigid = Config.fromfile(path), Config.fromfile(twin)
     ours.optim_wrapper.paramwise_cfg.custom_keys.pop("offset_fc", None)
     for key in (ours.keys() | rigid.keys()) - {"model", "roi_extractor"}:
         assert ours.get(key) == rigid.get(key), key
     backbone = ours.model.backbone
-    for option in ("dcn", "stage_with_dcn", "exchange"):
+    for option in ("dcn", "stage_with_dcn", "exchange", "conv3x3", "conv1x1"):
         backbone.pop(option, None)
     if backbone.type == "DkDeformable":
         backbone.type = backbone.pop("network")

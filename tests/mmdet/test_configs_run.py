@@ -33,6 +33,8 @@ def shrink(part) -> None:
         for value in part:
             shrink(value)
     elif isinstance(part, dict):
+        if part.get("type") == "DkResNetDW":
+            part["blocks"] = (1, 1, 1, 1)
         for key, value in part.items():
             if key == "init_cfg":
                 part[key] = None
