@@ -24,12 +24,14 @@ from dk_detection.mmdet import flops, layers
 from dk_detection.mmdet.backbones import DkMobileNetV2, DkResNetDW
 from dk_detection.mmdet.contact_sheet import DkContactSheetHook
 from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
+from dk_detection.mmdet.mimic import DkMimicRCNN
 from dk_detection.mmdet.networks import DkDeformable
 from dk_detection.mmdet.roi_extractors import DkRoIExtractor
 
 __all__ = [
     "DkContactSheetHook",
     "DkDeformable",
+    "DkMimicRCNN",
     "DkMobileNetV2",
     "DkReduceLast",
     "DkResNetDW",

@@ -21,6 +21,8 @@ _IDENTITY = (
 )
 # Without effect on a model whose weights come from a checkpoint.
 _IRRELEVANT = {"init_cfg", "test_cfg", "backend_args"}
+# The branch of DkMimicRCNN, without effect on predictions: a detector with it and one without are the same.
+_TRAINING_ONLY = "mimic.classifier."
 
 
 def read_checkpoint(path: str) -> dict:
@@ -69,7 +71,7 @@ def latest_checkpoint(work_dir: str) -> str | None:
 
 
 def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Checks that each weight of the model is in the checkpoint and the other way round.
+    """Checks that each weight that a model predicts with is in the checkpoint and the other way round.
 
     The framework only warns; the figures of a half-loaded model would look like a bad result.
 
@@ -77,7 +79,11 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
         UserError: They do not fit.
     """
     state = checkpoint.get("state_dict", checkpoint)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    theirs, own = (
+        {key.removeprefix("module."): value for key, value in weights.items()} for weights in (state, model.state_dict())
+    )
+    state = {key: value for key, value in theirs.items() if not key.startswith(_TRAINING_ONLY)}
+    state |= {key: value for key, value in own.items() if key.startswith(_TRAINING_ONLY)}
     try:
         load_state_dict(model, state, strict=True)
     except RuntimeError as error:
