@@ -1,0 +1,3 @@
+_base_ = 'mask-rcnn_r50_fpn_16e_coco.py'
+
+model = dict(type='DkMimicRCNN')
