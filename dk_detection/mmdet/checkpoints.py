@@ -79,10 +79,11 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
         UserError: They do not fit.
     """
     state = checkpoint.get("state_dict", checkpoint)
-    theirs, own = (
-        {key.removeprefix("module."): value for key, value in weights.items()} for weights in (state, model.state_dict())
+    state, own = (
+        {key.removeprefix("module."): value for key, value in weights.items()}
+        for weights in (state, model.state_dict())
     )
-    state = {key: value for key, value in theirs.items() if not key.startswith(_TRAINING_ONLY)}
+    state = {key: value for key, value in state.items() if not key.startswith(_TRAINING_ONLY)}
     state |= {key: value for key, value in own.items() if key.startswith(_TRAINING_ONLY)}
     try:
         load_state_dict(model, state, strict=True)

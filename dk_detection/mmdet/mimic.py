@@ -27,7 +27,7 @@ def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class DkMimicRoIHead(StandardRoIHead):
-    """The RoI head of `DkMimicRCNN`. It can say what its box head's classifier sees of a RoI: the feature f of Eq. 3."""
+    """The RoI head of `DkMimicRCNN`: it tells what its box head's classifier sees of a RoI, the feature f of Eq. 3."""
 
     def bbox_loss(self, x: tuple[Tensor], sampling_results: list[SamplingResult]) -> dict:
         with _inputs_of(self.bbox_head.fc_cls) as features:
@@ -63,8 +63,8 @@ class DkMimicRCNN(TwoStageDetector):
         model = dict(type='DkMimicRCNN')
 
     In training, each batch is also seen as patches of its RoIs. Patch and RoI pass the same backbone, neck, RoI layers
-    and box head; on a feature pyramid the patch is pooled from the level to which the RoI extractor assigns a box of the
-    patch's size. Normalisations see the patches with their running statistics and do not learn from them.
+    and box head; on a feature pyramid the patch is pooled from the level to which the RoI extractor assigns a box of
+    the patch's size. Normalisations see the patches with their running statistics and do not learn from them.
 
     The log shows `loss_mimic`, `loss_mimic_cls` and `mimic_cosine`. Checkpoints have the keys of the detector without
     mimicking, plus `mimic.classifier.*`, which only a continued training needs.
@@ -75,10 +75,10 @@ class DkMimicRCNN(TwoStageDetector):
         options: Arguments of `TwoStageDetector`.
 
     Raises:
-        ValueError: The RoI head is another one, or has no classifier; a setting of `mimic` breaks its rule; or a part of
-            the network is built `with_cp`: it would compute the patches anew in the backward pass, where its
-            normalisations learn again, and DistributedDataParallel allows it to be used only once in an iteration.
-            `mimic=dict(chunk_size=...)` saves memory instead.
+        ValueError: The RoI head is another one, or has no classifier; a setting of `mimic` breaks its rule; or a part
+            of the network has `with_cp`. It would compute the patches anew in the backward pass, where normalisations
+            learn again, and DistributedDataParallel allows it to be used only once in an iteration. To save memory take
+            `mimic=dict(chunk_size=...)`.
     """
 
     def __init__(self, *, roi_head: dict, mimic: dict | None = None, **options) -> None:
@@ -91,8 +91,8 @@ class DkMimicRCNN(TwoStageDetector):
         for name, module in self.named_modules():
             if getattr(module, "with_cp", False):
                 raise ValueError(
-                    f"DkMimicRCNN: {name} has with_cp=True, which does not go with feature mimicking; to save memory set "
-                    "mimic=dict(chunk_size=...)"
+                    f"DkMimicRCNN: {name} has with_cp=True, which does not go with feature mimicking; to save memory "
+                    "set mimic=dict(chunk_size=...)"
                 )
         self.mimic = FeatureMimicking(box_head.fc_cls.in_features, box_head.num_classes, **(mimic or {}))
 
