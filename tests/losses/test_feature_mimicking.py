@@ -257,6 +257,21 @@ def test_chunks_change_nothing(images, chunk_size):
     assert detector.net[1].num_batches_tracked == 1  # the images, and no patches in the backward pass
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_mixed_precision(images, chunk_size):
+    """The network computes in bfloat16, the losses in float32; the result is close to that of full precision."""
+    detector = Detector().eval()
+    expected, gradients = run(detector, images, chunk_size=chunk_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert detector(images, ROIS).dtype == torch.bfloat16
+        losses, mixed = run(detector, images, chunk_size=chunk_size)
+    for key, value in expected.items():
+        assert losses[key].dtype == torch.float32
+        assert torch.isclose(losses[key], value, rtol=0.02, atol=1e-3), key
+    for name, gradient in gradients.items():
+        assert torch.allclose(mixed[name], gradient, atol=0.05 * float(gradient.abs().max()) + 1e-4), name
+
+
 def test_chunks_bound_what_is_kept(images):
     def kept(**options):
         sizes = []

@@ -21,13 +21,13 @@ CONVS, ROI_LAYERS = ([row.token for row in TABLE if row.kind == kind] for kind i
 # Names of one layer with two deformations.
 COMBINED = {"dk-mdconv": "dkdconv"}
 
-# {detector}_{backbone}[-{token}-{stages}]_{neck}[_{RoI token}]_{schedule}_{dataset}; the backbones of Deformable
-# Kernels are {backbone}[-{token}[-{stages}]][-{token}1x1].
+# {detector}_{backbone}[-{token}-{stages}]_{neck}[_{RoI token}][_mimic[-{regions}]]_{schedule}_{dataset}; the
+# backbones of Deformable Kernels are {backbone}[-{token}[-{stages}]][-{token}1x1].
 STEM = re.compile(
     r"(?P<detector>faster-rcnn|mask-rcnn)_((?P<backbone>r\d+|x101-32x8d)"
     rf"(-(?P<token>{'|'.join([*CONVS, *COMBINED])})(-c(?P<first>\d))?-c(?P<last>\d))?"
     r"|(?P<dk_backbone>r50-dw|mobilenet-v2)(-(?P<conv3x3>dk|gdk|scc|(dk-)?dconv-c3-c5))?(-(?P<conv1x1>gdk|scc)1x1)?)"
-    rf"_(?P<neck>fpn|dc5)(_(?P<roi>{'|'.join(ROI_LAYERS)}))?"
+    rf"_(?P<neck>fpn|dc5)(_(?P<roi>{'|'.join(ROI_LAYERS)}))?(?P<mimic>_mimic(-(?P<regions>bg|fgbg))?)?"
     r"_(?P<schedule>1x|16e|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes)"
 )
 # The first epoch at each lower rate.
@@ -56,7 +56,9 @@ def test_config_is_what_its_name_says(path):
         rates = {"kernel_offset": factor, "conv_offset": factor, "routing": 1}
         assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
-    assert cfg.model.type == {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}[name["detector"]]
+    detector = {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}[name["detector"]]
+    assert cfg.model.type == ("DkMimicRCNN" if name["mimic"] else detector)
+    assert ("mask_head" in cfg.model.roi_head) == (name["detector"] == "mask-rcnn")
 
     schedule = cfg.train_cfg
     if name["schedule"] in MILESTONES:
@@ -85,6 +87,12 @@ def test_config_is_what_its_name_says(path):
     init_default_scope("mmdet")
     with torch.device("meta"):  # no memory, no initial values
         model = MODELS.build(cfg.model)
+    if name["mimic"]:
+        regions = {None: "foreground", "bg": "background", "fgbg": "both"}[name["regions"]]
+        assert (model.mimic.regions, model.mimic.reduction) == (regions, "mean")
+        if name["dataset"] == "coco":  # as in Deformable ConvNets v2, Section 3.3
+            settings = (model.mimic.max_rois, model.mimic.patch_size, model.mimic.mimic_weight, model.mimic.cls_weight)
+            assert settings == (32, 224, 0.1, 0.1)
     net = model.backbone
     assert cfg.model.neck.type == {"fpn": "FPN", "dc5": "DkReduceLast"}[name["neck"]]
     if name["neck"] == "dc5":
@@ -152,18 +160,21 @@ def check_places_of_dk(name: re.Match, net: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in FILES if any(STEM.fullmatch(p.stem)[part] for part in ("token", "roi", "conv3x3", "conv1x1"))],
+    [p for p in FILES if any(STEM.fullmatch(p.stem)[part] for part in ("token", "roi", "mimic", "conv3x3", "conv1x1"))],
     ids=lambda path: path.stem,
 )
 def test_twins_differ_in_their_layers_only(path):
     name = STEM.fullmatch(path.stem)
-    tokens = rf"-{name['token']}(-c\d)?-c\d|_{name['roi']}|-{name['conv1x1']}1x1|-{name['conv3x3']}"
+    tokens = rf"-{name['token']}(-c\d)?-c\d|_{name['roi']}|_mimic(-[a-z]+)?|-{name['conv1x1']}1x1|-{name['conv3x3']}"
     twin = path.with_name(re.sub(tokens, "", path.name))
     assert twin.exists()
     ours, rigid = Config.fromfile(path), Config.fromfile(twin)
     ours.optim_wrapper.paramwise_cfg.custom_keys.pop("offset_fc", None)
     for key in (ours.keys() | rigid.keys()) - {"model", "roi_extractor"}:
         assert ours.get(key) == rigid.get(key), key
+    if name["mimic"]:
+        ours.model.type = rigid.model.type
+        ours.model.pop("mimic", None)
     backbone = ours.model.backbone
     for option in ("dcn", "stage_with_dcn", "exchange", "conv3x3", "conv1x1"):
         backbone.pop(option, None)

@@ -68,6 +68,8 @@ def test_config_trains_and_detects(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
     shrink(cfg.model)
+    if cfg.model.type == "DkMimicRCNN":
+        cfg.model.mimic = {**cfg.model.get("mimic", {}), "patch_size": 32, "max_rois": 4}
     model = MODELS.build(cfg.model)
     model.init_weights()
     model.train()
