@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from dk_detection.layers._base import ZeroConv2d
 from dk_detection.layers._lifted import LiftedAtRest
 from dk_detection.layers._per_image import conv2d_per_image
+from dk_detection.ops._common import without_autocast
 
 
 class CondConv2d(LiftedAtRest, nn.Conv2d):
@@ -98,7 +99,7 @@ class CondConv2d(LiftedAtRest, nn.Conv2d):
         experts = self.weight.view(out_channels, self.num_experts, -1, *kernel_size).transpose(
             0, 1
         )  # [E, O, I, kH, kW]
-        with torch.autocast(self.weight.device.type, enabled=False):  # sums of weights stay as precise as weights
+        with without_autocast(self.weight.device.type):  # sums of weights stay as precise as weights
             return (shares.to(experts.dtype) @ experts.flatten(1)).view(-1, *experts.shape[1:])
 
     def extra_repr(self) -> str:

@@ -1,5 +1,7 @@
 """What every operator's Python side shares: arguments, output sizes, autocast, refusal of double backward."""
 
+import contextlib
+
 import torch
 from torch._prims_common import suggest_memory_format
 
@@ -50,13 +52,20 @@ def autocast(device_type: str, *tensors):
 
     Sampling positions are not for casting: float16 cannot tell neighbouring pixels apart at coordinate 2048.
     """
-    if not torch.is_autocast_enabled(device_type):
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(
         t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """Switches autocast off, on devices that have it; the meta device, for one, has not."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def empty_like_input(input: torch.Tensor, shape, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -126,10 +126,11 @@ def _check_map(name, channels, tensor, expected):
 
 def _multiply_adds(shapes, out_shape):
     # The filter, and every input value a tap of an output position looks at.
+    value = flops.SAMPLED_VALUE + (0 if shapes[2] is None else flops.MODULATED_VALUE)
     batch, _, out_h, out_w = out_shape
     out_channels, group_in, kernel_h, kernel_w = shapes[3]
     positions = batch * out_h * out_w * kernel_h * kernel_w
-    return positions * (out_channels * group_in + flops.SAMPLED_VALUE * shapes[0][1])
+    return positions * (out_channels * group_in + value * shapes[0][1])
 
 
 def _register():

@@ -166,15 +166,18 @@ def _check_map(name, groups_name, tensor, values, kernel_size, channels, out_siz
 
 
 def _multiply_adds(shapes, out_shape):
-    (_, channels, *_), (_, _, kernel_h, kernel_w, *_), offset, _, (_, group_in, scope_h, scope_w), *_ = shapes
+    (_, channels, *_), (_, _, kernel_h, kernel_w, *_), offset, mask, (_, group_in, scope_h, scope_w), *_ = shapes
     batch, out_channels, out_h, out_w = out_shape
     values = channels * kernel_h * kernel_w  # those an output position looks at
     # A depthwise filter has one value for each of them; any other is multiplied cell by cell of its scope. Either way
-    # the resampling of the kernel costs once for each value, and with data offsets that of the map does, too.
+    # the resampling of the kernel costs once for each value. With data offsets that of the map does, too, and with a
+    # mask the modulation.
     depthwise = group_in == 1 and out_channels == channels
     filter_values = values if depthwise else out_channels * group_in * scope_h * scope_w
     resampled = values if offset is None else 2 * values
-    return batch * out_h * out_w * (filter_values + flops.SAMPLED_VALUE * resampled)
+    modulated = 0 if mask is None else values
+    value_costs = flops.SAMPLED_VALUE * resampled + flops.MODULATED_VALUE * modulated
+    return batch * out_h * out_w * (filter_values + value_costs)
 
 
 def _register():

@@ -127,10 +127,12 @@ def _output_shape(
 
 
 def _multiply_adds(shapes, out_shape):
-    # Every sample of every output; 4 x 4 of them where the counting tool does not pass the number on.
+    # Every sample of every output, 4 x 4 of them where the counting tool does not pass the number on, and the
+    # modulation of each output.
     samples = shapes[9] if isinstance(shapes[9], int) else 4
     rois, channels, out_h, out_w = out_shape
-    return rois * channels * out_h * out_w * samples**2 * flops.SAMPLED_VALUE
+    modulation = 0 if shapes[3] is None else flops.MODULATED_VALUE
+    return rois * channels * out_h * out_w * (samples**2 * flops.SAMPLED_VALUE + modulation)
 
 
 if _extension.is_available():

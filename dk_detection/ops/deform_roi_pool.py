@@ -84,11 +84,13 @@ def _output_shape(input, rois, offset, mask, output_size, spatial_scale, samplin
 
 
 def _multiply_adds(shapes, out_shape):
-    # Every sample of every output. An adaptive grid depends on the RoIs, which shapes do not tell: it counts as the 2x2
-    # grid that Deformable ConvNets v2 names, and so does a ratio that the counting tool does not pass on.
+    # Every sample of every output, and the modulation of each output. An adaptive grid depends on the RoIs, which
+    # shapes do not tell: it counts as the 2x2 grid that Deformable ConvNets v2 names, and so does a ratio that the
+    # counting tool does not pass on.
     ratio = shapes[6] if isinstance(shapes[6], int) and shapes[6] > 0 else 2
     rois, channels, out_h, out_w = out_shape
-    return rois * channels * out_h * out_w * ratio**2 * flops.SAMPLED_VALUE
+    modulation = 0 if shapes[3] is None else flops.MODULATED_VALUE
+    return rois * channels * out_h * out_w * (ratio**2 * flops.SAMPLED_VALUE + modulation)
 
 
 if _extension.is_available():

@@ -1,6 +1,6 @@
 """Multiply-adds of our operators, for every tool that counts FLOPs.
 
-`MULTIPLY_ADDS` maps the operator's name in a trace to a function of its tensors' shapes. A multiply-add is one FLOP
+`MULTIPLY_ADDS` maps the operator's name in a trace to a function of its arguments. A multiply-add is one FLOP
 here, as in the papers and in mmengine and fvcore; `torch.utils.flop_counter`, which counts two, gets twice as many.
 """
 
@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-# What one value costs that was obtained by bilinear sampling, in multiply-adds: the counting rule under which the
-# figures of Deformable Kernels, Tables 1 and 2, come out.
+# What one value costs that was obtained by bilinear sampling, in multiply-adds: the counting rule under which the steps
+# from a rigid network to one with local DK, with DCN and with both come out as in Deformable Kernels, Tables 1 and 2.
 SAMPLED_VALUE = 2
+# What its modulation adds, a product. With it the last step of Deformable ConvNets v2, Table 1, comes out.
+MODULATED_VALUE = 1
 
 MULTIPLY_ADDS: dict[str, Callable[[Sequence, Sequence], int]] = {}
 
@@ -20,8 +22,9 @@ def register(operator: str, multiply_adds: Callable[[Sequence, Sequence], int]) 
 
     Args:
         operator: name without the namespace, e.g. "deform_conv2d".
-        multiply_adds: from the shapes of all arguments (None for what is no tensor, in the schema's order) and the
-            shape of the output to the number of multiply-adds.
+        multiply_adds: from all arguments, in the schema's order, and the shape of the output to the number of
+            multiply-adds. Tensors come as their shapes; numbers as they are, where the counting tool knows them, and
+            lists of numbers as they are or as None.
     """
     from torch.utils.flop_counter import register_flop_formula
 

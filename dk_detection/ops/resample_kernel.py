@@ -2,7 +2,7 @@
 
 import torch
 
-from dk_detection.ops._common import check_tensor, pair
+from dk_detection.ops._common import check_tensor, pair, without_autocast
 
 _NAME = "resample_kernel"
 
@@ -61,7 +61,7 @@ def resample_kernel(
         )
 
     wide = torch.promote_types(torch.promote_types(weight.dtype, kernel_offset.dtype), torch.float32)
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight.device.type):
         dy, dx = kernel_offset.to(wide).view(-1, kernel_h, kernel_w, 2).unbind(-1)
         along_y = _cell_weights(_rest(kernel_h, scope_h, dy)[:, None] + dy, scope_h, clip)  # [N, kH, kW, scopeH]
         along_x = _cell_weights(_rest(kernel_w, scope_w, dx) + dx, scope_w, clip)  # [N, kH, kW, scopeW]

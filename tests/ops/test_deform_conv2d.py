@@ -347,12 +347,14 @@ def test_flops():
         output = deform_conv2d(**tensors, **case.options)
         forward = counter.get_total_flops()
         output.sum().backward()
-    # 2 images, 7 x 6 positions, 6 taps: 4 outputs from 3 inputs each, and 6 sampled inputs at 2 multiply-adds.
-    multiply_adds = 2 * 7 * 6 * 6 * (4 * 3 + 6 * 2)
+    # 2 images, 7 x 6 positions, 6 taps: 4 outputs from 3 inputs each, and 6 inputs, sampled (2) and modulated (1).
+    multiply_adds = 2 * 7 * 6 * 6 * (4 * 3 + 6 * 3)
     assert forward == 2 * multiply_adds
     assert counter.get_total_flops() == 3 * forward
     shapes = [tensors[name].shape for name in ("input", "offset", "mask", "weight", "bias")]
     assert MULTIPLY_ADDS["dk_detection::deform_conv2d"](shapes, output.shape) == multiply_adds
+    shapes[2] = None
+    assert MULTIPLY_ADDS["dk_detection::deform_conv2d"](shapes, output.shape) == 2 * 7 * 6 * 6 * (4 * 3 + 6 * 2)
 
 
 def test_compile_with_dynamic_shapes():

@@ -473,7 +473,8 @@ def test_wrong_gradient_to_the_compiled_operator(device):
         (dict(out_channels=6, groups=6, offset_groups=2), 2 * 7 * 6 * 36 * (1 + 2 + 2)),
         # 4 outputs from 3 inputs at 12 cells; the 36 values are spread over the cells
         (dict(groups=2), 2 * 7 * 6 * (4 * 3 * 12 + 36 * 2)),
-        (dict(groups=2, offset_groups=3, mask_groups=3), 2 * 7 * 6 * (4 * 3 * 12 + 36 * 2 + 36 * 2)),
+        # and each sampled value is modulated
+        (dict(groups=2, offset_groups=3, mask_groups=3), 2 * 7 * 6 * (4 * 3 * 12 + 36 * 2 + 36 * 2 + 36)),
     ],
 )
 def test_flops(options, multiply_adds):

@@ -473,13 +473,13 @@ def test_flops():
         output = call(deform_psroi_pool, tensors, case.options)
         forward = counter.get_total_flops()
         output.sum().backward()
-    # 6 RoIs, 4 channels, 4 x 3 bins, 2 x 2 sampled values in each, 2 multiply-adds for each
-    multiply_adds = 6 * 4 * 4 * 3 * 2 * 2 * 2
+    # 6 RoIs, 4 channels, 4 x 3 bins, 2 x 2 sampled values in each, 2 for each, 1 for a bin's modulation
+    multiply_adds = 6 * 4 * 4 * 3 * (2 * 2 * 2 + 1)
     assert forward == 2 * multiply_adds
     assert counter.get_total_flops() == 3 * forward
     shapes = [(2, 16, 9, 7), (6, 5), (6, 4, 2, 3), (6, 2, 2, 3), *[None] * 7]
     # A tool that passes only tensors on counts 4 x 4 samples, the default.
-    assert MULTIPLY_ADDS["dk_detection::deform_psroi_pool"](shapes, output.shape) == 4 * multiply_adds
+    assert MULTIPLY_ADDS["dk_detection::deform_psroi_pool"](shapes, output.shape) == 6 * 4 * 4 * 3 * (4 * 4 * 2 + 1)
 
 
 def test_compile_with_dynamic_shapes():

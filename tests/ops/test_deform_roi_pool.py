@@ -521,14 +521,15 @@ def test_flops():
         output = call(deform_roi_pool, tensors, case.options)
         forward = counter.get_total_flops()
         output.sum().backward()
-    # 6 RoIs, 5 channels, 3 x 2 bins, 3 x 3 sampled values in each, 2 multiply-adds for each
-    multiply_adds = 6 * 5 * 3 * 2 * 3 * 3 * 2
+    # 6 RoIs, 5 channels, 3 x 2 bins, 3 x 3 sampled values in each, 2 for each, 1 for a bin's modulation
+    multiply_adds = 6 * 5 * 3 * 2 * (3 * 3 * 2 + 1)
     assert forward == 2 * multiply_adds
     assert counter.get_total_flops() == 3 * forward
     shapes = [(2, 5, 9, 7), (6, 5), (6, 2, 3, 2), (6, 1, 3, 2), None, None, None, None]
     # A tool that passes only tensors on, and an adaptive grid, count 2 x 2 samples.
-    assert MULTIPLY_ADDS["dk_detection::deform_roi_pool"](shapes, output.shape) == 6 * 5 * 3 * 2 * 2 * 2 * 2
-    assert MULTIPLY_ADDS["dk_detection::deform_roi_pool"]([*shapes[:6], 0, None], output.shape) == 6 * 5 * 3 * 2 * 8
+    assert MULTIPLY_ADDS["dk_detection::deform_roi_pool"](shapes, output.shape) == 6 * 5 * 3 * 2 * (8 + 1)
+    shapes[3], shapes[6] = None, 0
+    assert MULTIPLY_ADDS["dk_detection::deform_roi_pool"](shapes, output.shape) == 6 * 5 * 3 * 2 * 8
 
 
 def test_compile_with_dynamic_shapes():
