@@ -50,7 +50,7 @@ def test_config_is_what_its_name_says(path):
     assert cfg.custom_imports.imports == ["dk_detection.mmdet"]
     rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name["roi"] == "dpool" else {})
     if name["dataset"] == "deformed-shapes":
-        rates["kernel_offset"] = 0.1
+        rates |= {"kernel_offset": 0.1} | ({"offset_fc": 0.1} if name["roi"] else {})
     elif name["dk_backbone"]:  # Deformable Kernels, Section 4
         factor = {"r50-dw": 0.01, "mobilenet-v2": 0.1}[name["dk_backbone"]]
         rates = {"kernel_offset": factor, "conv_offset": factor, "routing": 1}
