@@ -9,7 +9,8 @@ MMDET, DETECTRON2 = "mmdet", "detectron2"
 _MMDET_NAMES = {"_base_", "default_scope", "custom_imports"}
 _DETECTRON2_PACKAGES = ("detectron2", "omegaconf", "fvcore", "dk_detection.detectron2")
 # Detectron2's own YAML has keys in capitals; its LazyConfigs, saved as YAML, name what to call.
-_DETECTRON2_YAML = re.compile(r"^(_BASE_|[A-Z][A-Z0-9_]*)\s*:|^\s*(- )?_target_\s*:", re.MULTILINE)
+_LAZY_YAML = re.compile(r"^\s*(- )?_target_\s*:", re.MULTILINE)
+_DETECTRON2_YAML = re.compile(rf"^(_BASE_|[A-Z][A-Z0-9_]*)\s*:|{_LAZY_YAML.pattern}", re.MULTILINE)
 
 
 class UserError(Exception):
@@ -50,10 +51,18 @@ def framework_of(path: str | os.PathLike) -> str:
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{path}{line}: the config file is not valid Python ({error.args[0]})") from error
-    return DETECTRON2 if _is_lazy_config(tree) else MMDET
+    return DETECTRON2 if _is_lazy_python(tree) else MMDET
 
 
-def _is_lazy_config(tree: ast.Module) -> bool:
+def is_lazy_config(path: str | os.PathLike) -> bool:
+    """Whether a config file of Detectron2 is a LazyConfig, as Python or saved as YAML, and not plain YAML."""
+    if os.path.splitext(path)[1].lower() == ".py":
+        return True
+    with open(path, encoding="utf-8") as file:
+        return _LAZY_YAML.search(file.read()) is not None
+
+
+def _is_lazy_python(tree: ast.Module) -> bool:
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") in _MMDET_NAMES for target in node.targets):
             return False

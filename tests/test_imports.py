@@ -13,7 +13,7 @@ PACKAGE = "dk_detection"
 FRAMEWORKS = {"mmdet", "mmcv", "mmengine", "detectron2"}
 
 _KERNELS = {"_extension", "ops", "layers", "convert", "backbones"}
-_PLAIN = {"reference", "losses", "evaluation", "visualization", "datasets", "config_files"}
+_PLAIN = {"reference", "losses", "evaluation", "visualization", "datasets", "config_files", "checkpoint_names"}
 
 # What each room may import of the others. Those of _PLAIN see nothing of the compiled side, and not each other.
 ARROWS = {

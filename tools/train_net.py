@@ -17,6 +17,15 @@ DETECTRON2_OPTIONS = {
     "dist_url": _TORCHRUN,
     "opts": "--cfg-options KEY=VALUE",
 }
+# And the other way round, in YAML and in a LazyConfig.
+MMDET_OPTIONS = {
+    "work_dir": ("OUTPUT_DIR DIR", "train.output_dir=DIR"),
+    "checkpoint": ("MODEL.WEIGHTS CKPT", "train.init_checkpoint=CKPT"),
+    "amp": ("SOLVER.AMP.ENABLED True", "train.amp.enabled=True"),
+    "auto_scale_lr": ("SOLVER.REFERENCE_WORLD_SIZE N", "optimizer.lr=RATE"),
+    "cfg_options": ("KEY VALUE ... at the end", "KEY=VALUE ... at the end"),
+    "launcher": ("--num-gpus N, or start it with torchrun",) * 2,
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,13 +34,58 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(
+def new_parser() -> Parser:
+    return Parser(
         prog="train_net.py",
         usage="%(prog)s --config CONFIG [options]",
         description="Train a detector, or evaluate it. The framework that CONFIG is for is found out from the file.",
         epilog="Checkpoints are loaded as Python pickles, which can run code: use those that you trust only.",
+        allow_abbrev=False,
     )
+
+
+def find_config(argv: list[str]) -> tuple[str | None, str]:
+    """The config that the command line names, and the framework it asks for, before the rest is understood.
+
+    What the rest means depends on the framework: --resume takes a checkpoint in one and nothing in the other.
+    """
+    parser = new_parser()
+    parser.add_argument("--config", "--config-file")
+    parser.add_argument("--framework", default="auto")
+    args, rest = parser.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
+    named = (argument for argument in rest if os.path.splitext(argument)[1] in (".py", ".json", ".yaml", ".yml"))
+    return args.config or next(named, None), args.framework
+
+
+def parse_detectron2_args(argv: list[str], config: str) -> argparse.Namespace:
+    """Options of Detectron2's own train_net.py; those of MMDetection are understood so that an error can name them."""
+    parser = new_parser()
+    parser.add_argument("--config", "--config-file")
+    parser.add_argument("--framework", choices=("auto", "mmdet", "detectron2"), default="auto")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--eval-only", action="store_true")
+    parser.add_argument("--num-gpus", type=int, default=1)
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto")
+    for option in ("--amp", "--auto-scale-lr"):
+        parser.add_argument(option, action="store_true")
+    for option in ("--work-dir", "--checkpoint", "--launcher"):
+        parser.add_argument(option)
+    parser.add_argument("--cfg-options", nargs="+")
+    parser.add_argument("--local_rank", "--local-rank", type=int)
+    parser.add_argument("opts", nargs="*")
+    args = parser.parse_intermixed_args(argv)
+    if not args.config:
+        args.config = config
+        args.opts.remove(config)
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("--num-machines needs --dist-url, the address of the first machine: tcp://ADDRESS:PORT")
+    return args
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = new_parser()
     parser.add_argument("positional", nargs="*", metavar="CONFIG", help="the config file, if not given by --config")
     parser.add_argument("--config", "--config-file", metavar="CONFIG", help="the config file")
     parser.add_argument(
@@ -45,7 +99,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CKPT",
-        help="continue a training: from CKPT, or from the last checkpoint of the work folder, if there is one",
+        help="continue a training: from CKPT (MMDetection), or from the last checkpoint of the work folder, if any",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate on the config's test set, do not train")
 
@@ -61,14 +115,20 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     group.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     group.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    for option in DETECTRON2_OPTIONS.keys() - {"opts"}:
-        parser.add_argument(f"--{option.replace('_', '-')}", help=argparse.SUPPRESS)
+
+    group = parser.add_argument_group(
+        "options of Detectron2", "Behind all others: settings that override CONFIG's, KEY VALUE ... or KEY=VALUE ..."
+    )
+    group.add_argument("--num-gpus", metavar="N", help="processes on this machine")
+    group.add_argument("--num-machines", metavar="N", help="machines")
+    group.add_argument("--machine-rank", metavar="I", help="number of this machine")
+    group.add_argument("--dist-url", metavar="URL", help="where the processes meet")
 
     args = parser.parse_intermixed_args(argv)
     args.opts = args.positional if args.config else args.positional[1:]
     args.config = args.config or next(iter(args.positional), None)
     if args.config is None:
-        parser.error("which config? Write --config CONFIG, for example one of configs/mmdet")
+        parser.error("which config? Write --config CONFIG, for example one of configs/mmdet or configs/detectron2")
     if args.checkpoint and not args.eval_only:
         parser.error(
             "--checkpoint goes with --eval-only; --resume CKPT continues a training, and --cfg-options load_from=CKPT "
@@ -80,43 +140,72 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    args = parse_args(argv)
+    config, framework = find_config(argv)
+    if not config or {"-h", "--help"} & set(argv):
+        parse_args(argv)  # says what is missing, or helps
     try:
         from dk_detection.config_files import DETECTRON2, UserError, framework_of
     except ImportError as error:
         return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
     try:
-        framework = framework_of(args.config) if args.framework == "auto" else args.framework
-        if framework == DETECTRON2:
-            return fail(
-                f"{args.config} is a config of Detectron2, and this version trains those of MMDetection: take one of "
-                "configs/mmdet, or write --framework mmdet if it is one"
-            )
-        for option, instead in DETECTRON2_OPTIONS.items():
-            if value := getattr(args, option):
-                name = " ".join(value) if option == "opts" else f"--{option.replace('_', '-')}"
-                return fail(f"{name} is for Detectron2, and {args.config} is a config of MMDetection: write {instead}")
-        try:
-            from dk_detection.mmdet import train
-        except ImportError as error:
-            return fail(f"{args.config} is a config of MMDetection. {error}")
-        train.run(
-            args.config,
-            work_dir=args.work_dir,
-            amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr,
-            resume=args.resume,
-            cfg_options=args.cfg_options,
-            launcher=args.launcher,
-            local_rank=args.local_rank,
-            eval_only=args.eval_only,
-            checkpoint=args.checkpoint,
-        )
+        if framework == DETECTRON2 or (framework == "auto" and framework_of(config) == DETECTRON2):
+            train_with_detectron2(parse_detectron2_args(argv, config))
+        else:
+            train_with_mmdet(parse_args(argv))
     except UserError as error:
         return fail(error)
     except KeyboardInterrupt as error:
         return fail(str(error) or "interrupted", code=130)
     return 0
+
+
+def train_with_mmdet(args: argparse.Namespace) -> None:
+    from dk_detection.config_files import UserError
+
+    for option, instead in DETECTRON2_OPTIONS.items():
+        if value := getattr(args, option):
+            name = " ".join(value) if option == "opts" else f"--{option.replace('_', '-')}"
+            raise UserError(f"{name} is for Detectron2, and {args.config} is a config of MMDetection: write {instead}")
+    try:
+        from dk_detection.mmdet import train
+    except ImportError as error:
+        raise UserError(f"{args.config} is a config of MMDetection. {error}") from error
+    train.run(
+        args.config,
+        work_dir=args.work_dir,
+        amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
+        resume=args.resume,
+        cfg_options=args.cfg_options,
+        launcher=args.launcher,
+        local_rank=args.local_rank,
+        eval_only=args.eval_only,
+        checkpoint=args.checkpoint,
+    )
+
+
+def train_with_detectron2(args: argparse.Namespace) -> None:
+    from dk_detection.config_files import UserError, is_lazy_config
+
+    for option, instead in MMDET_OPTIONS.items():
+        if getattr(args, option):
+            name = f"--{option.replace('_', '-')}"
+            instead = instead[is_lazy_config(args.config)]
+            raise UserError(f"{name} is for MMDetection, and {args.config} is a config of Detectron2: write {instead}")
+    try:
+        from dk_detection.detectron2 import train
+    except ImportError as error:
+        raise UserError(f"{args.config} is a config of Detectron2. {error}") from error
+    train.run(
+        args.config,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        opts=args.opts,
+    )
 
 
 def fail(message, code: int = 1) -> int:

@@ -1,0 +1,52 @@
+"""What Detectron2 needs to see of dk_detection.
+
+In a LazyConfig::
+
+    from dk_detection.detectron2 import DkDeformable
+
+    model = L(DkDeformable)(
+        network=model_zoo.get_config("common/models/mask_rcnn_fpn.py").model,
+        exchange=dict(layer="mdconv", select="backbone.bottom_up.res[345].*.conv2"),
+    )
+
+For YAML, `add_dk_config(cfg)` before `cfg.merge_from_file` adds our keys, or, without a line of code, the environment
+variable DETECTRON2_ENV_MODULE=dk_detection.detectron2.env under Detectron2's own train_net.py::
+
+    MODEL:
+      META_ARCHITECTURE: DkDeformable
+      DK:
+        EXCHANGE:
+        - {layer: mdconv, select: "backbone.bottom_up.res[345].*.conv2"}
+
+Importing this module registers what YAML names and makes fvcore count our operators' FLOPs.
+"""
+
+try:
+    import detectron2.modeling  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"dk_detection.detectron2 needs Detectron2 ({error}). It has no package on PyPI: install it from source with "
+        "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git`."
+    ) from error
+
+from dk_detection.detectron2 import data, flops
+from dk_detection.detectron2.backbones import DkReduceLast
+from dk_detection.detectron2.config import add_dk_config
+from dk_detection.detectron2.mimic import DkMimicRCNN
+from dk_detection.detectron2.networks import DkDeformable, to_deformable
+from dk_detection.detectron2.poolers import DkROIHeads, DkROIPooler
+from dk_detection.detectron2.solver import LearningRateFactors
+
+__all__ = [
+    "DkDeformable",
+    "DkMimicRCNN",
+    "DkROIHeads",
+    "DkROIPooler",
+    "DkReduceLast",
+    "LearningRateFactors",
+    "add_dk_config",
+    "to_deformable",
+]
+
+data.register()
+flops.register()

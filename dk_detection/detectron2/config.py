@@ -1,0 +1,51 @@
+"""The keys that we add to Detectron2's YAML."""
+
+from collections.abc import Callable
+from inspect import signature
+
+from detectron2.config import CfgNode
+
+from dk_detection.layers.table import TABLE
+from dk_detection.losses import FeatureMimicking
+
+# Arguments of RoI layers that a pooler knows from elsewhere.
+_KNOWN = {"output_size", "in_channels", "output_channels", "spatial_scale", "sampling_ratio", "device", "dtype"}
+
+
+def add_dk_config(cfg: CfgNode) -> None:
+    """Adds the keys of dk_detection with their defaults, which change nothing. Call it before `cfg.merge_from_file`.
+
+    Args:
+        cfg: The config, as `detectron2.config.get_cfg` gives it.
+    """
+    cfg.MODEL.DK = CfgNode()
+    # META_ARCHITECTURE DkDeformable: the meta-architecture in which convolutions are exchanged,
+    cfg.MODEL.DK.NETWORK = "GeneralizedRCNN"
+    # and the arguments of to_deformable, one dictionary an exchange: {layer: mdconv, select: "...", offset_groups: 4}.
+    cfg.MODEL.DK.EXCHANGE = []
+    # ROI_HEADS.NAME DkROIHeads: further arguments of the RoI layers that POOLER_TYPE names, None for the layer's own
+    # default: BRANCH_SIZE, DEFORM_FC_CHANNELS, GAMMA and so on.
+    layers = {}
+    for row in TABLE:
+        if row.kind == "roi":
+            layers |= dict.fromkeys(_defaults(row.layer))
+    for head in ("BOX", "MASK"):
+        cfg.MODEL.DK[f"{head}_POOLER"] = CfgNode({"SHARE_LEVELS": True, **layers})
+    # BACKBONE.NAME build_dk_reduced_resnet_backbone: channels of the last feature map.
+    cfg.MODEL.DK.REDUCED_CHANNELS = 256
+    # DkMimicRCNN: the arguments of dk_detection.losses.FeatureMimicking: REGIONS, MAX_ROIS, CHUNK_SIZE and so on.
+    cfg.MODEL.DK.MIMIC = CfgNode(_defaults(FeatureMimicking))
+    # Factors on the learning rate by parts of parameters' names: [[conv_offset, 0.1]]. They act in this project's
+    # tools/train_net.py only: Detectron2's builds the optimiser of a YAML config without asking for any.
+    cfg.SOLVER.DK_LR_FACTORS = []
+
+
+def _defaults(function: Callable) -> dict:
+    """The options of a function with their defaults, as keys of YAML."""
+    parameters = signature(function).parameters.values()
+    return {p.name.upper(): p.default for p in parameters if p.default is not p.empty and p.name not in _KNOWN}
+
+
+def arguments(node: CfgNode) -> dict:
+    """The keys of a node as arguments of a function, without those that are None."""
+    return {name.lower(): value for name, value in node.items() if value is not None}

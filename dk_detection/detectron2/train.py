@@ -1,0 +1,336 @@
+"""Trains or evaluates the detector of a Detectron2 config, YAML or LazyConfig, with Detectron2's own trainers.
+
+What is added to the framework: learning-rate factors in YAML, torchrun, test-time augmentation of LazyConfigs, a work
+folder named after the config, and errors that say what to do.
+"""
+
+import os
+import urllib.error
+from argparse import Namespace
+from collections import defaultdict
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    create_ddp_model,
+    default_setup,
+    default_writers,
+    hooks,
+    launch,
+)
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from dk_detection.config_files import UserError, is_lazy_config
+from dk_detection.detectron2.config import add_dk_config
+from dk_detection.detectron2.data import check_data
+from dk_detection.detectron2.solver import LearningRateFactors
+
+_DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
+
+
+def run(
+    config: str,
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    opts: list[str] | None = None,
+) -> None:
+    """Trains, and evaluates as often as the config says; or evaluates only.
+
+    Under torchrun this process is one of many already; otherwise those asked for are started.
+
+    Args:
+        config: The config file.
+        resume: Continue from the last checkpoint of the output folder, if there is one; or evaluate it.
+        eval_only: Evaluate and do not train.
+        num_gpus: Processes on this machine, each with a GPU if there are any.
+        num_machines: Number of machines.
+        machine_rank: Number of this machine.
+        dist_url: Where the processes meet.
+        opts: Settings that override the config's: KEY VALUE ... for YAML, key=value ... for a LazyConfig.
+
+    Raises:
+        UserError: Something that the user can put right.
+        KeyboardInterrupt: With a message that tells how to continue.
+    """
+    args = Namespace(config_file=config, resume=resume, eval_only=eval_only, opts=opts or [])
+    _load(args)
+    try:
+        if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            _join_torchrun()
+            _main(args)
+        else:
+            launch(_main, num_gpus, num_machines, machine_rank, dist_url, (args,))
+    except urllib.error.URLError as error:
+        raise UserError(
+            f"pretrained weights could not be downloaded ({error.reason}); name a file of them, or start from random "
+            "ones with MODEL.WEIGHTS '' (YAML) or train.init_checkpoint='' (LazyConfig)"
+        ) from error
+
+
+def _join_torchrun() -> None:
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def _main(args: Namespace) -> None:
+    job = _load(args)
+    default_setup(job.cfg, args)
+    try:
+        results = job.evaluate(args.resume) if args.eval_only else job.train(args.resume)
+    except KeyboardInterrupt:
+        if not DetectionCheckpointer(nn.Module(), job.output_dir).has_checkpoint():
+            raise KeyboardInterrupt("interrupted before the first checkpoint") from None
+        raise KeyboardInterrupt("interrupted; the same command with --resume continues") from None
+    if comm.is_main_process():
+        _summarise(results or {}, job.output_dir)
+
+
+def _load(args: Namespace) -> "_YamlJob | _LazyJob":
+    job = (_LazyJob if is_lazy_config(args.config_file) else _YamlJob)(args.config_file, args.opts)
+    if job.device.startswith("cuda") and not torch.cuda.is_available():
+        job.device = "cpu"
+    if job.output_dir == _DEFAULT_OUTPUT_DIR:
+        job.output_dir = os.path.join("work_dirs", os.path.splitext(os.path.basename(args.config_file))[0])
+    check_data(job.data_sets(training=not args.eval_only))
+    weights = job.weights
+    resumes = args.resume and os.path.isfile(os.path.join(job.output_dir, "last_checkpoint"))
+    if weights and not resumes and "://" not in weights and not os.path.isfile(weights):
+        raise UserError(f"{weights}: there is no such checkpoint")
+    if args.eval_only and not weights and not resumes:
+        raise UserError(
+            f"--eval-only: name a checkpoint with {job.WEIGHTS.format('CKPT')}, or write --resume for the last"
+        )
+    return job
+
+
+class _Trainer(DefaultTrainer):
+    """Detectron2's trainer, with learning-rate factors and COCO evaluation."""
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        optimizer = super().build_optimizer(cfg, model)
+        factor = LearningRateFactors(dict(cfg.SOLVER.DK_LR_FACTORS))
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            by_factor = defaultdict(list)
+            for parameter in group["params"]:
+                by_factor[factor(names[parameter])].append(parameter)
+            groups += [
+                {**group, "params": parameters, "lr": group["lr"] * value} for value, parameters in by_factor.items()
+            ]
+        optimizer.param_groups = groups
+        return optimizer
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, folder="inference"):
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind != "coco":
+            raise UserError(
+                f"{dataset_name}: only data sets of COCO's kind can be evaluated here, this one's is {kind}"
+            )
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
+
+    @classmethod
+    def test_augmented(cls, cfg, model) -> dict:
+        """Evaluates with test-time augmentation, where the config asks for it."""
+        if not cfg.TEST.AUG.ENABLED:
+            return {}
+        evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
+
+
+class _YamlJob:
+    WEIGHTS = "MODEL.WEIGHTS {}"
+
+    def __init__(self, path: str, opts: list[str]) -> None:
+        self.cfg = get_cfg()
+        add_dk_config(self.cfg)
+        try:
+            self.cfg.merge_from_file(path)
+        except Exception as error:
+            raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
+        try:
+            self.cfg.merge_from_list(opts)
+        except Exception as error:
+            raise UserError(f"{' '.join(opts)}: expected KEY VALUE ... ({_reason(error)})") from error
+
+    @property
+    def device(self) -> str:
+        return self.cfg.MODEL.DEVICE
+
+    @device.setter
+    def device(self, value: str) -> None:
+        self.cfg.MODEL.DEVICE = value
+
+    @property
+    def output_dir(self) -> str:
+        return self.cfg.OUTPUT_DIR
+
+    @output_dir.setter
+    def output_dir(self, value: str) -> None:
+        self.cfg.OUTPUT_DIR = value
+
+    @property
+    def weights(self) -> str:
+        return self.cfg.MODEL.WEIGHTS
+
+    def data_sets(self, training: bool) -> list[str]:
+        return [*(self.cfg.DATASETS.TRAIN if training else ()), *self.cfg.DATASETS.TEST]
+
+    def train(self, resume: bool) -> dict:
+        trainer = _Trainer(self.cfg)
+        trainer.resume_or_load(resume)
+        if self.cfg.TEST.AUG.ENABLED:
+            trainer.register_hooks([hooks.EvalHook(0, lambda: _Trainer.test_augmented(self.cfg, trainer.model))])
+        trainer.train()
+        return _latest(trainer)
+
+    def evaluate(self, resume: bool) -> dict:
+        model = _Trainer.build_model(self.cfg)
+        DetectionCheckpointer(model, self.output_dir).resume_or_load(self.weights, resume=resume)
+        return flatten_results_dict(_Trainer.test(self.cfg, model) | _Trainer.test_augmented(self.cfg, model))
+
+
+class _LazyJob:
+    WEIGHTS = "train.init_checkpoint={}"
+
+    def __init__(self, path: str, opts: list[str]) -> None:
+        try:
+            self.cfg = LazyConfig.load(path)
+        except Exception as error:
+            raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
+        try:
+            self.cfg = LazyConfig.apply_overrides(self.cfg, opts)
+        except Exception as error:
+            raise UserError(f"{' '.join(opts)}: expected key=value ... ({_reason(error)})") from error
+        if missing := [key for key in ("model", "dataloader", "train", "optimizer") if key not in self.cfg]:
+            raise UserError(f"{path}: the config sets no {missing[0]}")
+
+    @property
+    def device(self) -> str:
+        return self.cfg.train.device
+
+    @device.setter
+    def device(self, value: str) -> None:
+        self.cfg.train.device = value
+
+    @property
+    def output_dir(self) -> str:
+        return self.cfg.train.output_dir
+
+    @output_dir.setter
+    def output_dir(self, value: str) -> None:
+        self.cfg.train.output_dir = value
+
+    @property
+    def weights(self) -> str:
+        return self.cfg.train.init_checkpoint
+
+    def data_sets(self, training: bool) -> list[str]:
+        loaders = [self.cfg.dataloader.get(name) for name in (("train", "test") if training else ("test",))]
+        names = [OmegaConf.select(loader, "dataset.names") for loader in loaders if loader]
+        return [name for value in names if value for name in ([value] if isinstance(value, str) else value)]
+
+    def train(self, resume: bool) -> dict:
+        cfg = self.cfg
+        model = instantiate(cfg.model).to(cfg.train.device)
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        loader = instantiate(cfg.dataloader.train)
+        model = create_ddp_model(model, **cfg.train.ddp)
+        trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
+        checkpointer = DetectionCheckpointer(model, self.output_dir, trainer=trainer)
+        trainer.register_hooks(
+            [hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))]
+            + ([hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)] if comm.is_main_process() else [])
+            + [hooks.EvalHook(cfg.train.eval_period, lambda: self._test(model))]
+        )
+        if comm.is_main_process():  # last, so that the figures of an evaluation are written too
+            writers = default_writers(self.output_dir, cfg.train.max_iter)
+            trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+        checkpointer.resume_or_load(self.weights, resume=resume)
+        resumed = resume and checkpointer.has_checkpoint()
+        trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+        return _latest(trainer)
+
+    def evaluate(self, resume: bool) -> dict:
+        model = instantiate(self.cfg.model).to(self.cfg.train.device)
+        DetectionCheckpointer(model, self.output_dir).resume_or_load(self.weights, resume=resume)
+        return flatten_results_dict(self._test(create_ddp_model(model)))
+
+    def _test(self, model) -> dict:
+        if "evaluator" not in self.cfg.dataloader:
+            return {}
+        results = self._inference(model, "inference")
+        if "tta" in self.cfg and self.cfg.tta.enabled:
+            augmented = with_test_time_augmentation(model, self.cfg.tta)
+            results |= {f"{name}_TTA": value for name, value in self._inference(augmented, "inference_TTA").items()}
+        return results
+
+    def _inference(self, model, folder: str) -> dict:
+        evaluator = instantiate(self.cfg.dataloader.evaluator)
+        if isinstance(evaluator, COCOEvaluator):
+            evaluator = instantiate(
+                {**self.cfg.dataloader.evaluator, "output_dir": os.path.join(self.output_dir, folder)}
+            )
+        results = inference_on_dataset(model, instantiate(self.cfg.dataloader.test), evaluator)
+        if comm.is_main_process():
+            print_csv_format(results)
+        return results or {}
+
+
+def with_test_time_augmentation(model: nn.Module, settings: DictConfig) -> GeneralizedRCNNWithTTA:
+    """A detector that predicts from several sizes of an image and their mirror images.
+
+    Detectron2 configures this by YAML only; here the settings of a LazyConfig's detector are brought to that form.
+
+    Args:
+        model: A `GeneralizedRCNN` with `StandardROIHeads`, also inside DistributedDataParallel.
+        settings: `min_sizes`, the shorter sides in pixels; `max_size`, the longest side; `flip`.
+    """
+    model = getattr(model, "module", model)
+    heads = model.roi_heads
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = heads.mask_on
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = heads.box_predictor.test_nms_thresh
+    cfg.TEST.DETECTIONS_PER_IMAGE = heads.box_predictor.test_topk_per_image
+    mapper = DatasetMapperTTA(min_sizes=list(settings.min_sizes), max_size=settings.max_size, flip=settings.flip)
+    return GeneralizedRCNNWithTTA(cfg, model, tta_mapper=mapper)
+
+
+def _latest(trainer) -> dict:
+    """The figures of the last evaluation, as the trainer's log has them."""
+    return {name: value for name, (value, _) in trainer.storage.latest().items() if "/AP" in name}
+
+
+def _summarise(results: dict, output_dir: str) -> None:
+    names = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
+    names |= {name.replace("/", "_TTA/"): f"{figure} with augmentation" for name, figure in names.items()}
+    if figures := [f"{figure} {results[name]:.1f}" for name, figure in names.items() if name in results]:
+        print(f"{', '.join(figures)} (COCO metric, 0 to 100)", flush=True)
+    print(f"Everything is in {output_dir}", flush=True)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
