@@ -13,7 +13,7 @@ PACKAGE = "dk_detection"
 FRAMEWORKS = {"mmdet", "mmcv", "mmengine", "detectron2"}
 
 _KERNELS = {"_extension", "ops", "layers", "convert", "backbones"}
-_PLAIN = {"reference", "losses", "evaluation", "visualization", "datasets", "config_files", "checkpoint_names"}
+_PLAIN = {"reference", "losses", "evaluation", "visualization", "datasets", "config_files"}
 
 # What each room may import of the others. Those of _PLAIN see nothing of the compiled side, and not each other.
 ARROWS = {
@@ -26,8 +26,9 @@ ARROWS = {
     "convert": {"_extension", "ops", "layers"},
     "backbones": {"_extension", "ops", "layers"},
     **{room: set() for room in _PLAIN},
-    "mmdet": _KERNELS | _PLAIN,
-    "detectron2": _KERNELS | _PLAIN,
+    "checkpoint_names": {"config_files"},
+    "mmdet": _KERNELS | _PLAIN | {"checkpoint_names"},
+    "detectron2": _KERNELS | _PLAIN | {"checkpoint_names"},
 }
 # The adapters are the only rooms that know a framework, each its own.
 ADAPTERS = {"mmdet": {"mmdet", "mmcv", "mmengine"}, "detectron2": {"detectron2"}}

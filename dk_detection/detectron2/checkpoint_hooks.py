@@ -11,6 +11,7 @@ from torch import nn
 
 from dk_detection.checkpoint_names import LIFTED_WEIGHT
 from dk_detection.layers._base import RigidAtRest
+from dk_detection.layers._lifted import LiftedAtRest
 
 
 def accept_rigid_checkpoints(network: nn.Module) -> None:
@@ -23,7 +24,7 @@ def accept_rigid_checkpoints(network: nn.Module) -> None:
         network: A network with layers of dk_detection at any depth, best the whole detector.
     """
     for _, layer in _layers(network):
-        if _is_lifted(layer):
+        if isinstance(layer, LiftedAtRest):
             layer.register_state_dict_post_hook(_rename_when_saving)
             layer.register_load_state_dict_pre_hook(_rename_when_loading)
     network.register_load_state_dict_pre_hook(_translate)
@@ -35,10 +36,6 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, RigidAtRest]]:
 
 def _rigid_shape(layer: RigidAtRest) -> tuple[int, ...]:
     return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
-
-
-def _is_lifted(layer: RigidAtRest) -> bool:
-    return layer.weight.shape != _rigid_shape(layer)
 
 
 def _rename_when_saving(layer, state_dict, prefix, local_metadata) -> None:
@@ -54,7 +51,7 @@ def _rename_when_loading(layer, state_dict, prefix, *args) -> None:
 def _translate(network, state_dict, prefix, *args) -> None:
     """Gives what is meant for an exchanged layer the name by which the layer looks for it."""
     for name, layer in _layers(network):
-        known = {"weight": _rigid_shape(layer)} if _is_lifted(layer) else {}
+        known = {"weight": _rigid_shape(layer)} if isinstance(layer, LiftedAtRest) else {}
         if isinstance(offset := getattr(layer, "conv_offset", None), nn.Conv2d):
             known |= {f"conv_offset.{key}": tensor.shape for key, tensor in offset.named_parameters()}
         for key, shape in known.items():
