@@ -5,6 +5,7 @@ Neither framework is needed here, nor torch: values are tensors of whatever libr
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 
 from dk_detection.config_files import DETECTRON2, MMDET, UserError
 
@@ -42,6 +43,10 @@ _MODULES = (
     ("roi_head.mask_head.conv_logits", "roi_heads.mask_head.predictor"),
     ("mimic", "mimic"),
 )
+# The networks of dk_detection.backbones, which have the same names in both.
+_OUR_NETWORKS = tuple(
+    (f"backbone.{name}", f"backbone.bottom_up.{name}") for name in ("conv1", "bn1", "layer{0}", "features")
+)
 _NUMBER = re.compile(r"\{(\d)(?:\+(\d+))?\}")
 _PER_ANCHOR = ("rpn_head.rpn_cls", "rpn_head.rpn_reg")
 
@@ -68,10 +73,11 @@ def to_detectron2(state: Mapping, *, num_ratios: int = 3) -> dict:
         UserError: A parameter has a name that such a detector of MMDetection has not.
     """
     renamed = {}
+    modules = _OUR_NETWORKS + _MODULES if _has_our_network(state) else _MODULES
     for name, value in _kept(state):
         if name.startswith(_PER_ANCHOR):
             value = _reorder_anchors(value, name, num_ratios, to_detectron2=True)
-        new = _rename(name, source=0)
+        new = _rename(name, modules, source=0)
         layer, _, parameter = new.rpartition(".")
         own = name.removesuffix("weight")
         if parameter == "weight" and any(f"{own}{branch}.weight" in state for branch in LIFTING_BRANCHES):
@@ -95,7 +101,7 @@ def to_mmdet(state: Mapping, *, num_ratios: int = 3) -> dict:
     """
     renamed = {}
     for name, value in _kept(state):
-        new = _rename(name, source=1)
+        new = _rename(name, _MODULES + _OUR_NETWORKS, source=1)
         if new.endswith(f".{LIFTED_WEIGHT}"):
             new = new.removesuffix(LIFTED_WEIGHT) + "weight"
         if new.startswith(_PER_ANCHOR):
@@ -108,14 +114,25 @@ def _kept(state: Mapping) -> list[tuple]:
     return [(name, value) for name, value in state.items() if not name.endswith("num_batches_tracked")]
 
 
-def _rename(name: str, source: int) -> str:
-    for pattern, rename in _RENAMERS[source]:
+def _has_our_network(state: Mapping) -> bool:
+    """Whether a detector of MMDetection stands on a network of ours: MobileNet-V2, or a ResNet with depthwise conv2."""
+    conv2 = "backbone.layer1.0.conv2"
+    if f"{conv2}.weight" not in state:
+        return any(name.startswith("backbone.features.") for name in state)
+    experts = state[f"{conv2}.routing.weight"].shape[0] if f"{conv2}.routing.weight" in state else 1
+    return state[f"{conv2}.weight"].shape[1] == experts
+
+
+def _rename(name: str, modules: tuple[tuple[str, str], ...], source: int) -> str:
+    for pair in modules:
+        pattern, rename = _renamer(pair, source)
         if match := pattern.fullmatch(name):
             return rename(match)
     framework = ("MMDetection", "Detectron2")[source]
     raise UserError(f"{name}: no Faster or Mask R-CNN of {framework} that is known has a parameter of this name")
 
 
+@cache
 def _renamer(pair: tuple[str, str], source: int) -> tuple[re.Pattern, Callable[[re.Match], str]]:
     offsets = {number: int(offset or 0) for number, offset in _NUMBER.findall(pair[1])}
     sign = 1 if source == 0 else -1
@@ -132,9 +149,6 @@ def _renamer(pair: tuple[str, str], source: int) -> tuple[re.Pattern, Callable[[
         return f"{_NUMBER.sub(number, pair[1 - source])}.{match['rest']}"
 
     return re.compile(pattern), rename
-
-
-_RENAMERS = tuple([_renamer(pair, source) for pair in _MODULES] for source in (0, 1))
 
 
 def _reorder_anchors(value, name: str, num_ratios: int, *, to_detectron2: bool):

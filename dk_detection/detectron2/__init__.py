@@ -30,7 +30,7 @@ except ImportError as error:
     ) from error
 
 from dk_detection.detectron2 import data, flops
-from dk_detection.detectron2.backbones import DkReduceLast
+from dk_detection.detectron2.backbones import DkMobileNetV2, DkReduceLast, DkResNetDW
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.mimic import DkMimicRCNN
 from dk_detection.detectron2.networks import DkDeformable, to_deformable
@@ -40,9 +40,11 @@ from dk_detection.detectron2.solver import LearningRateFactors
 __all__ = [
     "DkDeformable",
     "DkMimicRCNN",
+    "DkMobileNetV2",
     "DkROIHeads",
     "DkROIPooler",
     "DkReduceLast",
+    "DkResNetDW",
     "LearningRateFactors",
     "add_dk_config",
     "to_deformable",

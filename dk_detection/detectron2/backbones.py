@@ -1,9 +1,14 @@
 """Backbones that Detectron2 does not have."""
 
 from detectron2.layers import Conv2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from fvcore.nn.weight_init import c2_xavier_fill
+from omegaconf import OmegaConf
 from torch.nn.functional import relu
+
+from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.detectron2.checkpoint_hooks import accept_rigid_checkpoints
 
 
 class DkReduceLast(Backbone):
@@ -45,3 +50,63 @@ class DkReduceLast(Backbone):
 def build_dk_reduced_resnet_backbone(cfg, input_shape):
     """`build_resnet_backbone` with the last map reduced to MODEL.DK.REDUCED_CHANNELS."""
     return DkReduceLast(build_resnet_backbone(cfg, input_shape), cfg.MODEL.DK.REDUCED_CHANNELS)
+
+
+class _Features:
+    """Gives a network of `dk_detection.backbones` Detectron2's face. The bases are this, the network, and Backbone.
+
+    Its maps are called res2 (stride 4) to res5 (stride 32), its parameters as torchvision's.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__(
+            **{
+                name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+                for name, value in options.items()
+            }
+        )
+        accept_rigid_checkpoints(self)
+
+    def forward(self, x):
+        """From images [N, 3, H, W] to {name: feature map}."""
+        return dict(zip(self.output_shape(), self.forward_features(x), strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each feature map."""
+        return {
+            f"res{index + 2}": ShapeSpec(channels=channels, stride=stride)
+            for index, channels, stride in zip(self.out_indices, self.out_channels, self.out_strides, strict=True)
+        }
+
+
+class DkResNetDW(_Features, ResNetDW, Backbone):
+    """`dk_detection.backbones.ResNetDW`. A checkpoint of the rigid network fits every other."""
+
+
+class DkMobileNetV2(_Features, MobileNetV2, Backbone):
+    """`dk_detection.backbones.MobileNetV2`. torchvision's checkpoint fits."""
+
+
+_NETWORKS = {"resnet50-dw": DkResNetDW, "mobilenet-v2": DkMobileNetV2}
+
+
+@BACKBONE_REGISTRY.register()
+def build_dk_fpn_backbone(cfg, input_shape):
+    """The backbone that MODEL.DK.BACKBONE names, with the layers of MODEL.DK.CONV3X3 and CONV1X1, and FPN."""
+    settings = cfg.MODEL.DK
+    if settings.BACKBONE not in _NETWORKS:
+        raise ValueError(f"MODEL.DK.BACKBONE must be one of {', '.join(_NETWORKS)}, got {settings.BACKBONE!r}")
+    bottom_up = _NETWORKS[settings.BACKBONE](
+        frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT - 1,
+        norm_eval=settings.NORM_EVAL,
+        conv3x3=settings.CONV3X3,
+        conv1x1=settings.CONV1X1,
+    )
+    return FPN(
+        bottom_up,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -33,6 +33,13 @@ def add_dk_config(cfg: CfgNode) -> None:
         cfg.MODEL.DK[f"{head}_POOLER"] = CfgNode({"SHARE_LEVELS": True, **layers})
     # BACKBONE.NAME build_dk_reduced_resnet_backbone: channels of the last feature map.
     cfg.MODEL.DK.REDUCED_CHANNELS = 256
+    # BACKBONE.NAME build_dk_fpn_backbone: the network, "resnet50-dw" or "mobilenet-v2", and arguments of
+    # dk_detection.backbones, conv3x3 and conv1x1: [dk] or [{layer: dconv, stages: c3-c5}]. BACKBONE.FREEZE_AT counts
+    # as in a ResNet.
+    cfg.MODEL.DK.BACKBONE = "resnet50-dw"
+    cfg.MODEL.DK.NORM_EVAL = True
+    cfg.MODEL.DK.CONV3X3 = []
+    cfg.MODEL.DK.CONV1X1 = []
     # DkMimicRCNN: the arguments of dk_detection.losses.FeatureMimicking: REGIONS, MAX_ROIS, CHUNK_SIZE and so on.
     cfg.MODEL.DK.MIMIC = CfgNode(_defaults(FeatureMimicking))
     # Factors on the learning rate by parts of parameters' names: [[conv_offset, 0.1]]. They act in this project's

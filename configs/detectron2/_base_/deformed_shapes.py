@@ -4,7 +4,7 @@ import detectron2.data.transforms as T
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-import dk_detection.detectron2  # noqa: F401
+import dk_detection.detectron2
 
 dataloader = model_zoo.get_config('common/data/coco.py').dataloader
 dataloader.train.dataset.names = 'deformed_shapes_train'

@@ -1,0 +1,5 @@
+from detectron2 import model_zoo
+
+model = model_zoo.get_config('common/models/mask_rcnn_fpn.py').model
+for key in ('mask_in_features', 'mask_pooler', 'mask_head'):
+    model.roi_heads.pop(key)

@@ -1,0 +1,81 @@
+# What the configs of a family put together.
+from detectron2.config import LazyCall as L
+from detectron2.modeling.backbone import ResNet
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+
+from dk_detection.detectron2 import DkDeformable, DkMimicRCNN, DkROIPooler
+from dk_detection.layers import table
+
+KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train')
+
+
+def detector(model):
+    """The detector itself, also where convolutions of it are exchanged."""
+    return model.network if 'network' in model else model
+
+
+def deform_convs(model, token, stages):
+    """Exchanges the 3x3 convolutions of stages, '345' for conv3 to conv5."""
+    return L(DkDeformable)(
+        network=model, exchange=dict(layer=token, select=f'backbone.bottom_up.res[{stages}].*.conv2'))
+
+
+def deform_pooling(model, optimizer, token):
+    """Deformable RoI pooling in all heads. The mask head's branch reads 7x7 bins, as that of the box head."""
+    heads = detector(model).roi_heads
+    options = dict(_target_=DkROIPooler, pooler_type=table.find(token).name, channels=256)
+    heads.box_pooler.update(options)
+    if 'mask_pooler' in heads:
+        heads.mask_pooler.update(options, branch_size=7)
+    if token == 'dpool':  # a hundredth of the rate, as in the code of Deformable ConvNets (2017)
+        optimizer.params.lr_factor_func.factors.offset_fc = 0.01
+
+
+def mimic(model, **options):
+    """R-CNN feature mimicking."""
+    detector(model).update(_target_=DkMimicRCNN, mimic=options)
+
+
+def set_pixels(model, dataloader, order, mean, std):
+    """How images come to the network: order of the colours, mean and standard deviation in it."""
+    detector(model).update(input_format=order, pixel_mean=mean, pixel_std=std)
+    dataloader.train.mapper.image_format = order
+
+
+def resnet(depth, *, groups=1, width_per_group=64, stride_in_1x1=False, dilated=False):
+    """A ResNet or ResNeXt; `dilated`: conv5 has stride 1 and dilation 2."""
+    blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
+    return [
+        L(ResNet.make_stage)(
+            block_class=BottleneckBlock,
+            num_blocks=number,
+            stride_per_block=[1 if i == 0 or (dilated and i == 3) else 2] + [1] * (number - 1),
+            in_channels=128 * 2**i if i else 64,
+            out_channels=256 * 2**i,
+            bottleneck_channels=groups * width_per_group * 2**i,
+            num_groups=groups,
+            stride_in_1x1=stride_in_1x1,
+            dilation=2 if dilated and i == 3 else 1,
+            norm='FrozenBN') for i, number in enumerate(blocks)
+    ]
+
+
+def use_r50(model, dataloader, train, **options):
+    """ResNet-50 with torchvision's weights, as in MMDetection's configs."""
+    detector(model).backbone.bottom_up.update(stages=resnet(50, **options), freeze_at=2)
+    set_pixels(model, dataloader, 'RGB', [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    train.init_checkpoint = 'detectron2://ImageNetPretrained/torchvision/R-50.pkl'
+
+
+def use_r101(model, dataloader, train, **options):
+    """ResNet-101 with MSRA's weights, whose stride is in the first 1x1 convolution of a block."""
+    detector(model).backbone.bottom_up.stages = resnet(101, stride_in_1x1=True, **options)
+    set_pixels(model, dataloader, 'BGR', [103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
+    train.init_checkpoint = 'detectron2://ImageNetPretrained/MSRA/R-101.pkl'
+
+
+def use_x101(model, dataloader, train, **options):
+    """ResNeXt-101-32x8d with Facebook's weights."""
+    detector(model).backbone.bottom_up.stages = resnet(101, groups=32, width_per_group=8, **options)
+    set_pixels(model, dataloader, 'BGR', [103.53, 116.28, 123.675], [57.375, 57.12, 58.395])
+    train.init_checkpoint = 'detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl'

@@ -1,0 +1,176 @@
+"""Every config is what its name says, trains a step with its own optimiser and detects: on the CPU, made small."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, ListConfig
+
+from dk_detection.config_files import DETECTRON2, framework_of
+from dk_detection.detectron2 import DkMimicRCNN, DkReduceLast, DkResNetDW, add_dk_config
+from dk_detection.detectron2.train import _Trainer
+from dk_detection.layers._base import ZeroConv2d
+from dk_detection.layers.table import TABLE
+from tests.detectron2.small import HEIGHT, WIDTH, batch
+
+ROOT = Path(__file__).parents[2] / "configs"
+FILES = sorted(
+    path for kind in ("py", "yaml") for path in (ROOT / "detectron2").rglob(f"*.{kind}") if path.parent.name != "_base_"
+)
+LAYERS = {row.token: row.layer for row in TABLE}
+CONVS = {row.token: row.layer for row in TABLE if row.kind == "conv"}
+
+# What is set wherever it stands in a model: proposals, samples, results; patches of 224 pixels take long. (A score
+# threshold of 0 lets a detector that has learned nothing detect something.)
+SMALL = {
+    **dict(batch_size_per_image=32, test_topk_per_image=5, test_score_thresh=0.0, num_blocks=1),
+    **dict(pre_nms_topk=[20, 20], post_nms_topk=[20, 20]),
+}
+
+STEM = re.compile(
+    r"(?P<detector>faster-rcnn|mask-rcnn)_(?P<backbone>r50-dw|mobilenet-v2|r18|r50|r101|x101-32x8d)"
+    r"(-(?P<layers>[a-z0-9-]+?))?(-(?P<stages>c\d(-c\d)?))?"
+    r"_(?P<neck>fpn|dc5)(_(?P<pool>dpool|mdpool))?(_(?P<mimic>mimic(-bg|-fgbg)?))?"
+    r"_(?P<schedule>1x|16e|1k)_(?P<dataset>coco|deformed-shapes)"
+)
+
+
+def shrink(part) -> None:
+    """Makes the model of a LazyConfig small, in place. Its kinds of layers and their places stay as they are."""
+    if isinstance(part, ListConfig):
+        for value in part:
+            shrink(value)
+    elif isinstance(part, DictConfig):
+        for key in list(part):
+            value = part[key]
+            if key in SMALL:
+                part[key] = SMALL[key]
+            elif key == "stride_per_block":
+                part[key] = value[:1]
+            elif key == "fc_dims":
+                part[key] = [32] * len(value)
+            elif key == "box_predictor":
+                value.input_shape.channels = 32
+                shrink(value)
+            elif key == "pixel_std":  # 1 where the pretrained weights see to the scale of images; random ones do not
+                part[key] = [max(std, 50.0) for std in value]
+            elif key == "mimic":
+                part[key] = {**value, "max_rois": 2, "patch_size": 64}
+            else:
+                shrink(value)
+        if part.get("_target_") in (DkResNetDW, "dk_detection.detectron2.backbones.DkResNetDW"):
+            part.blocks = (1, 1, 1, 1)
+
+
+def read(path):
+    """The model of a config, small, its optimiser, and the factor for a parameter that the config means."""
+    if path.suffix == ".py":
+        cfg = LazyConfig.load(str(path))
+        shrink(cfg.model)
+        model = instantiate(cfg.model)
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        factors = dict(cfg.optimizer.params.lr_factor_func.factors)
+        return cfg, model, optimizer, factors, cfg.optimizer.lr
+    cfg = get_cfg()
+    add_dk_config(cfg)
+    cfg.merge_from_file(str(path))
+    small = {
+        **{"MODEL.DEVICE": "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM": 32, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32},
+        **{"MODEL.RPN.POST_NMS_TOPK_TRAIN": 20, "MODEL.RPN.POST_NMS_TOPK_TEST": 20, "TEST.DETECTIONS_PER_IMAGE": 5},
+        **{"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0},
+    }
+    cfg.merge_from_list([value for item in small.items() for value in item])
+    model = build_model(cfg)
+    optimizer = _Trainer.build_optimizer(cfg, model)
+    return cfg, model, optimizer, dict(cfg.SOLVER.DK_LR_FACTORS), cfg.SOLVER.BASE_LR
+
+
+def test_the_same_stems_as_for_mmdetection():
+    for family in ("dcnv2", "dk", "deformed_shapes"):
+        ours, theirs = ({path.stem for path in (ROOT / name / family).iterdir()} for name in ("detectron2", "mmdet"))
+        assert ours == theirs if family != "deformed_shapes" else ours <= theirs
+    assert len({path.stem for path in FILES}) == len(FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config(path):
+    name = STEM.fullmatch(path.stem)
+    assert name, "the stem does not follow the grammar"
+    assert framework_of(path) == DETECTRON2
+    cfg, model, optimizer, factors, base_rate = read(path)
+    check_contents(name, cfg, model)
+
+    # The keys of the learning-rate factors name the branches that steer the sampling, all of them.
+    rates = {p: group["lr"] / base_rate for group in optimizer.param_groups for p in group["params"]}
+    learning = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert rates.keys() == set(learning.values())
+    branches = {p for m in model.modules() if isinstance(m, ZeroConv2d) for p in m.parameters()}
+    for key, parameter in learning.items():
+        parts = [part for part in factors if part in key]
+        assert parts or parameter not in branches or "routing" in key, f"no learning-rate factor for {key}"
+        assert rates[parameter] == pytest.approx(factors[max(parts, key=len)] if parts else 1), key
+
+    model.train()
+    with EventStorage():
+        losses = model(batch())
+    loss = sum(losses.values())
+    assert loss > 0
+    assert loss.isfinite()
+    loss.backward()
+    left_out = [key for key, p in learning.items() if p.grad is None]  # distributed training waits for them
+    assert not left_out, left_out
+    optimizer.step()
+    assert all(p.isfinite().all() for p in learning.values())
+
+    model.eval()
+    with torch.no_grad():
+        for result in model(batch()):
+            found = result["instances"]
+            assert len(found) > 0
+            assert found.pred_boxes.tensor.isfinite().all()
+            if name["detector"] == "mask-rcnn":
+                assert found.pred_masks.shape == (len(found), HEIGHT, WIDTH)
+
+
+def check_contents(name, cfg, model) -> None:
+    """That the model and the schedule are what the stem says."""
+    heads = model.roi_heads
+    assert heads.mask_on == (name["detector"] == "mask-rcnn")
+    assert isinstance(model.backbone, DkReduceLast) == (name["neck"] == "dc5")
+    assert isinstance(model, DkMimicRCNN) == bool(name["mimic"])
+    if name["mimic"]:
+        regions = {"mimic": "foreground", "mimic-bg": "background", "mimic-fgbg": "both"}[name["mimic"]]
+        assert model.mimic.regions == regions
+    poolers = [heads.box_pooler, heads.mask_pooler] if heads.mask_on else [heads.box_pooler]
+    for pooler in poolers:
+        layers = {type(layer) for layer in getattr(pooler, "roi_layers", ())}
+        assert layers == ({LAYERS[name["pool"]]} if name["pool"] else set())
+
+    steps = cfg.train.max_iter if "train" in cfg else cfg.SOLVER.MAX_ITER
+    assert steps == {"1x": 90000, "16e": 117280, "1k": 1000}[name["schedule"]]
+    data = cfg.dataloader.train.dataset.names if "dataloader" in cfg else cfg.DATASETS.TRAIN[0]
+    assert data == {"coco": "coco_2017_train", "deformed-shapes": "deformed_shapes_train"}[name["dataset"]]
+
+    expected = {"1x1": set(), "3x3": set()}
+    for token in re.findall(r"[a-z]+(?:1x1)?", (name["layers"] or "").replace("dk-dconv", "dk-dkdconv")):
+        expected["1x1" if token.endswith("1x1") else "3x3"].add(CONVS[token.removesuffix("1x1")])
+    found = {"1x1": set(), "3x3": set()}
+    for key, module in model.backbone.named_modules():
+        if type(module) in CONVS.values():
+            assert ".bottom_up." in f".{key}."
+            found["1x1" if module.kernel_size == (1, 1) else "3x3"].add(type(module))
+    if name["layers"] == "dk-mdconv":
+        expected["3x3"] = {CONVS["dkdconv"]}
+    assert found == expected
+    if name["stages"] and "-dw" not in name["backbone"] and name["backbone"] != "mobilenet-v2":
+        first, last = int(name["stages"][1]), int(name["stages"][-1])
+        stages = {key.partition("res")[2][:1] for key, m in model.backbone.named_modules() if type(m) in CONVS.values()}
+        assert stages == {str(stage) for stage in range(first, last + 1)}

@@ -1,0 +1,226 @@
+"""The same weights give the same detector in both frameworks."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import Boxes
+from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox2roi
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from dk_detection.checkpoint_names import LIFTING_BRANCHES, framework_of_names, to_detectron2, to_mmdet
+from dk_detection.config_files import UserError
+from dk_detection.detectron2 import DkDeformable, DkResNetDW
+from dk_detection.layers._base import ZeroConv2d
+from dk_detection.layers._lifted import LiftedAtRest
+from dk_detection.layers.table import TABLE
+
+ROOT = Path(__file__).parents[2]
+HEIGHT, WIDTH = 64, 96
+# Both detectors get the same normalised images, and RoIs of all levels.
+IMAGES = torch.Generator().manual_seed(3)
+ROIS = torch.tensor([[4.0, 6, 20, 18], [10, 3, 70, 50], [0, 0, 96, 64], [60, 40, 75, 60]])
+
+
+def mmdet_config(stem: str) -> Config:
+    return Config.fromfile(next((ROOT / "configs" / "mmdet").rglob(f"{stem}.py")))
+
+
+def mmdet_model(cfg):
+    init_default_scope("mmdet")
+    for part in (cfg.model.backbone, cfg.model):
+        part.pop("init_cfg", None)
+    return disturb(MODELS.build(cfg.model)).eval()
+
+
+def detectron2_model(stem: str):
+    cfg = LazyConfig.load(str(next((ROOT / "configs" / "detectron2").rglob(f"{stem}.py"))))
+    return cfg.model
+
+
+def disturb(model):
+    """Weights and statistics as if it had learned something."""
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+        elif name.endswith(("running_mean", "bias")):
+            value.uniform_(-0.2, 0.2)
+        elif re.search(r"offset|routing", name):
+            value.normal_(std=0.02)
+    return model
+
+
+SMALL = "mask-rcnn_r18{}_fpn_1k_deformed-shapes"
+CASES = {
+    "mdconv": (SMALL.format("-mdconv-c3-c5"), SMALL.format("-mdconv-c3-c5"), None),
+    **{
+        row.token: (SMALL.format(""), SMALL.format(""), row.token)
+        for row in TABLE
+        if row.kind == "conv" and row.token != "mdconv"
+    },
+}
+
+
+def exchanged(cfg, model, token):
+    """The small detector with another layer, in both frameworks."""
+    if token:
+        cfg.model.backbone.update(
+            type="DkDeformable", network="ResNet", exchange=dict(layer=token, select="layer[234].*.conv[12]")
+        )
+        exchange = dict(layer=token, select="backbone.bottom_up.res[345].*.conv[12]")
+        model = dict(_target_=DkDeformable, network=model, exchange=exchange)
+    return cfg, model
+
+
+def narrow_dc5(cfg, model):
+    """The Faster R-CNN with dilated conv5, a block a stage."""
+    for stage in model.network.backbone.bottom_up.stages if "network" in model else model.backbone.bottom_up.stages:
+        stage.num_blocks = 1
+        stage.stride_per_block = stage.stride_per_block[:1]
+    return cfg, model
+
+
+def compare(mm, d2):
+    """Feature maps, the RPN's outputs, RoI features and what the heads make of them, to 1e-4."""
+    x = torch.randn(2, 3, HEIGHT, WIDTH, generator=IMAGES)
+    with torch.no_grad():
+        theirs = mm.extract_feat(x)
+        ours = d2.backbone(x)
+        for name, a, b in zip(ours, ours.values(), theirs, strict=True):
+            close(a, b, name)
+
+        rpn = d2.proposal_generator
+        logits, deltas = rpn.rpn_head([ours[name] for name in rpn.in_features])
+        scores, offsets = mm.rpn_head(theirs)
+        generator = mm.rpn_head.prior_generator
+        sizes, ratios = len(generator.scales), len(generator.ratios)
+        for level in range(len(logits)):
+            close(logits[level], regroup(scores[level], ratios, sizes, 1), f"logits of level {level}")
+            close(deltas[level], regroup(offsets[level], ratios, sizes, 4), f"deltas of level {level}")
+
+        boxes = [ROIS, ROIS.flip(0)]
+        heads = d2.roi_heads
+        pooled = heads.box_pooler([ours[name] for name in heads.box_in_features], [Boxes(one) for one in boxes])
+        result = mm.roi_head._bbox_forward(theirs, bbox2roi(boxes))
+        close(pooled, result["bbox_feats"], "RoI features")
+        scores, deltas = heads.box_predictor(heads.box_head(pooled))
+        close(scores, result["cls_score"], "class scores")
+        close(deltas, result["bbox_pred"], "boxes")
+        if heads.mask_on:
+            pooled = heads.mask_pooler([ours[name] for name in heads.mask_in_features], [Boxes(one) for one in boxes])
+            close(
+                heads.mask_head.layers(pooled),
+                mm.roi_head._mask_forward(theirs, bbox2roi(boxes))["mask_preds"],
+                "masks",
+            )
+
+
+def regroup(value, ratios, sizes, per_anchor):
+    n, _, *size = value.shape
+    return value.view(n, ratios, sizes, per_anchor, *size).transpose(1, 2).reshape(n, -1, *size)
+
+
+def close(ours, theirs, what):
+    assert ours.shape == theirs.shape, what
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max().clamp(min=1), what
+
+
+def load(d2, mm, tmp_path):
+    """MMDetection's weights into Detectron2's detector, by its checkpointer; nothing may be left over."""
+    path = tmp_path / "converted.pth"
+    torch.save({"model": to_detectron2(mm.state_dict())}, path)
+    found = []
+    checkpointer = DetectionCheckpointer(d2)
+    checkpointer._log_incompatible_keys = found.append
+    checkpointer.load(str(path))
+    assert found == [([], [], [])]
+    return d2.eval()
+
+
+@pytest.mark.parametrize(("mmdet_stem", "detectron2_stem", "token"), CASES.values(), ids=CASES.keys())
+def test_small_mask_rcnn(tmp_path, mmdet_stem, detectron2_stem, token):
+    cfg, model = exchanged(mmdet_config(mmdet_stem), detectron2_model(detectron2_stem), token)
+    mm = mmdet_model(cfg)
+    d2 = load(instantiate(model), mm, tmp_path)
+    compare(mm, d2)
+    back = to_mmdet(d2.state_dict())
+    state = {name: value for name, value in mm.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert back.keys() == state.keys()
+    assert all(back[name].equal(state[name]) for name in state)
+    mm.load_state_dict(back, strict=True)  # what lacks num_batches_tracked counts as whole
+
+
+def test_dilated_conv5_with_deformable_pooling(tmp_path):
+    """Anchors have five sizes on one map there, and the frameworks order them differently."""
+    stem = "faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_16e_coco"
+    cfg, model = narrow_dc5(mmdet_config(stem), detectron2_model(stem))
+    mm = mmdet_model(cfg)
+    for number in range(1, 5):
+        stage = getattr(mm.backbone, f"layer{number}")
+        del stage[1:]
+    d2 = load(instantiate(model), mm, tmp_path)
+    compare(mm, d2)
+    back = to_mmdet(d2.state_dict())
+    assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())
+
+
+def test_our_backbone(tmp_path):
+    stem = "faster-rcnn_r50-dw-dk-gdk1x1_fpn_1x_coco"
+    cfg, model = mmdet_config(stem), detectron2_model(stem)
+    cfg.model.backbone.blocks = (1, 1, 1, 1)
+    model.network.backbone.bottom_up.blocks = (1, 1, 1, 1)
+    mm = mmdet_model(cfg)
+    d2 = load(instantiate(model), mm, tmp_path)
+    assert isinstance(d2.backbone.bottom_up, DkResNetDW)
+    compare(mm, d2)
+    back = to_mmdet(d2.state_dict())
+    assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())
+
+
+def test_lifting_branches_are_those_of_the_table():
+    for row in TABLE:
+        if row.kind == "conv":
+            branches = [name for name, m in row.layer(4, 4, 3).named_children() if isinstance(m, ZeroConv2d)]
+            assert any(name in LIFTING_BRANCHES for name in branches) == issubclass(row.layer, LiftedAtRest), row.token
+
+
+def test_names():
+    assert framework_of_names(["backbone.layer1.0.conv1.weight", "neck.x"]) == "mmdet"
+    assert framework_of_names(["backbone.bottom_up.stem.conv1.weight"]) == "detectron2"
+    with pytest.raises(UserError, match=r"bbox_head\.cls\.weight: no Faster or Mask R-CNN of MMDetection"):
+        to_detectron2({"bbox_head.cls.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match="15 channels, which 4 aspect ratios"):
+        to_detectron2({"rpn_head.rpn_cls.weight": torch.zeros(15, 2, 1, 1)}, num_ratios=4)
+    offset = {"backbone.bottom_up.res3.1.conv2_offset.weight": torch.zeros(18, 4, 3, 3)}
+    assert list(to_mmdet(offset)) == ["backbone.layer2.1.conv2.conv_offset.weight"]
+
+
+def test_command_line(tmp_path):
+    weights = {"rpn_head.rpn_cls.bias": torch.arange(6.0), "backbone.bn1.num_batches_tracked": torch.tensor(3)}
+    torch.save({"state_dict": weights, "meta": {}}, tmp_path / "mmdet.pth")
+    for source, target in (("mmdet", "detectron2"), ("detectron2", "back")):
+        script = ROOT / "tools" / "convert_checkpoint.py"
+        done = subprocess.run(
+            [sys.executable, script, tmp_path / f"{source}.pth", tmp_path / f"{target}.pth"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    there = torch.load(tmp_path / "detectron2.pth")
+    assert list(there) == ["model"]
+    assert there["model"]["proposal_generator.rpn_head.objectness_logits.bias"].tolist() == [0, 2, 4, 1, 3, 5]
+    back = torch.load(tmp_path / "back.pth")["state_dict"]
+    assert {name: value.tolist() for name, value in back.items()} == {"rpn_head.rpn_cls.bias": list(range(6))}
