@@ -8,10 +8,16 @@ from dk_detection.ops.flops import MULTIPLY_ADDS
 
 
 def _handle(multiply_adds):
-    def handle(inputs, outputs):  # values of a jit trace; the shape of what is no tensor is None
-        return multiply_adds([get_shape(value) for value in inputs], get_shape(outputs[0]))
+    def handle(inputs, outputs):  # values of a jit trace
+        return multiply_adds([_argument(value) for value in inputs], get_shape(outputs[0]))
 
     return handle
+
+
+def _argument(value):
+    """The shape of a tensor, a constant as it is, and None for all else."""
+    shape = get_shape(value)
+    return value.toIValue() if shape is None else shape
 
 
 def register() -> None:

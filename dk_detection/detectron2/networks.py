@@ -1,5 +1,7 @@
 """Deformable layers in any finished network of Detectron2."""
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 
 from detectron2.config import configurable
@@ -58,6 +60,12 @@ def _norm_and_activation(layer, args, output):
 
 
 def _from_config(cfg):
+    if cfg.SOLVER.DK_LR_FACTORS and os.environ.get("DETECTRON2_ENV_MODULE") == "dk_detection.detectron2.env":
+        logging.getLogger(__name__).warning(
+            "SOLVER.DK_LR_FACTORS %s: Detectron2's train_net.py gives all parameters of a YAML config one learning "
+            "rate; the tools/train_net.py of dk_detection heeds the factors, and so do LazyConfigs.",
+            cfg.SOLVER.DK_LR_FACTORS,
+        )
     return {"network": META_ARCH_REGISTRY.get(cfg.MODEL.DK.NETWORK)(cfg), "exchange": cfg.MODEL.DK.EXCHANGE}
 
 

@@ -1,18 +1,20 @@
-"""Runs tools/train_net.py as often as asked, each time in a process of its own, and imports the frameworks once.
+"""Runs tools/train_net.py as often as asked, each time in a process of its own, and imports what takes long once.
 
-Reads jobs from stdin, one JSON object a line: argv, env, and out and err, the files for what it prints. Answers with
-the exit status, one line each.
+Its arguments are the modules to import. Reads jobs from stdin, one JSON object a line: argv, env, and out and err, the
+files for what it prints. Answers with the exit status, one line each.
 """
 
 import json
 import os
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
-import dk_detection.mmdet.train  # noqa: F401  (this is what takes long)
-
 SCRIPT = Path(__file__).parents[2] / "tools" / "train_net.py"
+
+for name in sys.argv[1:]:
+    import_module(name)
 
 for line in sys.stdin:
     job = json.loads(line)

@@ -10,16 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from dk_detection.datasets import deformed_shapes
+from tests.tools.command_line import ROOT, SCRIPT, Done, plain, refused, running
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tools" / "train_net.py"
 CONFIG = ROOT / re.search(r"^CONFIG \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
 COCO_CONFIG = ROOT / "configs" / "mmdet" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 
@@ -32,13 +30,6 @@ train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
 val_dataloader = dict(num_workers=0, persistent_workers=False)
 test_dataloader = dict(num_workers=0, persistent_workers=False)
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +53,8 @@ def environment(data):
 
 @pytest.fixture(scope="module")
 def train_net(environment, tmp_path_factory):
-    """Runs the command line; a dictionary as the first argument is put into the environment."""
-    folder = tmp_path_factory.mktemp("printed")
-    server = subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "tools" / "fork_server.py"],
-        cwd=tmp_path_factory.mktemp("cwd"),
-        env={**os.environ, **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def run(*argv, env=None) -> Done:
-        job = dict(argv=list(map(str, argv)), env=env or {}, out=str(folder / "out"), err=str(folder / "err"))
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        answer = server.stdout.readline()
-        return Done(int(answer), (folder / "out").read_text(), (folder / "err").read_text())
-
-    yield run
-    server.stdin.close()
-    server.wait(timeout=60)
+    with running(environment, tmp_path_factory.mktemp("run"), "dk_detection.mmdet.train") as run:
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +80,6 @@ def half_way(copied):
     return copied
 
 
-def refused(done: Done) -> str:
-    """The one line of a run that did not start."""
-    assert done.code not in (0, None)
-    assert "Traceback" not in done.err
-    lines = [line for line in done.err.splitlines() if line]
-    assert len(lines) == 1, done.err
-    assert lines[0].startswith("train_net.py: ")
-    return lines[0].removeprefix("train_net.py: ")
-
-
 def snapshot(folder: Path) -> dict:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -129,32 +91,14 @@ def iterations(done: Done) -> list[int]:
 # Arguments. These fail before a framework is loaded.
 
 
-def plain(*argv, **kwargs) -> Done:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, argv)], capture_output=True, text=True, timeout=120, check=False, **kwargs
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-D2_YAML = '_BASE_: "../Base-RCNN-FPN.yaml"\nMODEL:\n  MASK_ON: False\n'
-D2_LAZY = "from ..common.coco_loader import dataloader\nfrom detectron2.config import LazyCall as L\n"
-
-
-@pytest.mark.parametrize("form", ["--config", "--config-file", None])
-@pytest.mark.parametrize(("name", "text"), [("rcnn.yaml", D2_YAML), ("rcnn.py", D2_LAZY)])
-def test_config_of_detectron2(tmp_path, form, name, text):
-    path = tmp_path / name
-    path.write_text(text)
-    message = refused(plain(*([form] if form else []), path))
-    assert message.startswith(
-        f"{path} is a config of Detectron2, and this version trains those of MMDetection: take one of"
-    )
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "which config? Write --config CONFIG, for example one of configs/mmdet (--help lists the options)"),
+        (
+            [],
+            "which config? Write --config CONFIG, for example one of configs/mmdet or configs/detectron2 "
+            "(--help lists the options)",
+        ),
         (["--config", "gone.py"], "gone.py: there is no such config file"),
         (["gone.py", "--resume"], "gone.py: there is no such config file"),
         (["--config", "model.pth"], "model.pth: a config file ends in .py, .json, .yaml or .yml"),
@@ -171,7 +115,6 @@ def test_config_of_detectron2(tmp_path, form, name, text):
         ([CONFIG, "--dist-url", "auto"], "--dist-url is for Detectron2"),
         (["--config", CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is for Detectron2"),
         ([CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is for Detectron2"),
-        (["--config", CONFIG, "--framework", "detectron2"], f"{CONFIG} is a config of Detectron2"),
     ],
 )
 def test_arguments(argv, message):

@@ -1,0 +1,235 @@
+"""The command line with configs of Detectron2, from the outside."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dk_detection.datasets import deformed_shapes
+from tests.tools.command_line import ROOT, SCRIPT, Done, plain, refused, running
+
+CONFIG = ROOT / "configs" / "detectron2" / "deformed_shapes" / "mask-rcnn_r18-mdconv-c3-c5_fpn_1k_deformed-shapes.py"
+
+# The small config, made tiny: 4 iterations of 2 images, a checkpoint every second.
+TINY_LAZY = """
+from detectron2.config import LazyConfig
+
+dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+    "{base}", ("dataloader", "lr_multiplier", "model", "optimizer", "train"))
+train.update(max_iter=4, eval_period=4, log_period=1)
+train.checkpointer.period = 2
+dataloader.train.update(total_batch_size=2, num_workers=0)
+dataloader.test.num_workers = 0
+model.network.roi_heads.box_predictor.test_score_thresh = 0.0
+tta = dict(enabled=False, min_sizes=[96, 128], max_size=128, flip=True)
+"""
+
+TINY_YAML = """
+_BASE_: {base}
+MODEL:
+  WEIGHTS: ""
+  RESNETS: {{STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 32, WIDTH_PER_GROUP: 8, NORM: BN}}
+  BACKBONE: {{FREEZE_AT: 0}}
+  FPN: {{OUT_CHANNELS: 16}}
+  RPN: {{PRE_NMS_TOPK_TRAIN: 50, POST_NMS_TOPK_TRAIN: 20, PRE_NMS_TOPK_TEST: 50, POST_NMS_TOPK_TEST: 20}}
+  ROI_HEADS: {{NUM_CLASSES: 6, BATCH_SIZE_PER_IMAGE: 16, SCORE_THRESH_TEST: 0.0}}
+  ROI_BOX_HEAD: {{FC_DIM: 16}}
+  ROI_MASK_HEAD: {{NUM_CONV: 1, CONV_DIM: 16}}
+DATASETS: {{TRAIN: ("deformed_shapes_train",), TEST: ("deformed_shapes_val",)}}
+DATALOADER: {{NUM_WORKERS: 0}}
+INPUT: {{MIN_SIZE_TRAIN: (96,), MIN_SIZE_TEST: 96}}
+SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 2, STEPS: [], CHECKPOINT_PERIOD: 2}}
+TEST: {{EVAL_PERIOD: 2, AUG: {{ENABLED: True, MIN_SIZES: [96], MAX_SIZE: 128}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data and configs."""
+    folder = tmp_path_factory.mktemp("detectron2")
+    deformed_shapes.make(folder / "shapes", num_train=4, num_val=3, num_test=1)
+    (folder / "tiny.py").write_text(TINY_LAZY.format(base=os.path.relpath(CONFIG, folder)), encoding="utf-8")
+    base = ROOT / "configs" / "detectron2" / "dcnv2" / "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.yaml"
+    (folder / "tiny.yaml").write_text(TINY_YAML.format(base=base), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(folder) -> dict:
+    return {
+        "DK_DEFORMED_SHAPES_ROOT": str(folder / "shapes"),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+@pytest.fixture(scope="module")
+def train_net(environment, tmp_path_factory):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    with running(environment, tmp_path_factory.mktemp("run"), "dk_detection.detectron2.train") as run:
+        yield run
+
+
+def iterations(run: Path) -> list[int]:
+    """The iterations that the log of a run has losses of."""
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    return [line["iteration"] for line in lines if "total_loss" in line]
+
+
+# Arguments. These fail before a framework is loaded, or because it is not there.
+
+
+@pytest.mark.parametrize("form", ["--config", "--config-file", None])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rcnn.yaml", '_BASE_: "../Base-RCNN-FPN.yaml"\nMODEL:\n  MASK_ON: False\n'),
+        ("rcnn.py", "from ..common.coco_loader import dataloader\nfrom detectron2.config import LazyCall as L\n"),
+    ],
+)
+def test_detectron2_is_not_installed(tmp_path, form, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['detectron2'] = None\n")
+    argv = [*([form] if form else []), path, "--resume", "--num-gpus", "2"]
+    message = refused(plain(*argv, env={**os.environ, "PYTHONPATH": str(tmp_path)}))
+    assert message.startswith(f"{path} is a config of Detectron2. dk_detection.detectron2 needs Detectron2")
+    assert "pip install" in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--work-dir", "x"], "--work-dir is for MMDetection, and {} is a config of Detectron2: write {}"),
+        (["--amp"], "--amp is for MMDetection"),
+        (["--eval-only", "--checkpoint", "a.pth"], "--checkpoint is for MMDetection"),
+        (["--cfg-options", "a=1"], "--cfg-options is for MMDetection"),
+        (["--launcher", "pytorch"], "--launcher is for MMDetection"),
+        (["--no-such"], "unrecognized arguments: --no-such (--help lists the options)"),
+        (["--num-machines", "2"], "--num-machines needs --dist-url, the address of the first machine"),
+    ],
+)
+@pytest.mark.parametrize(("name", "instead"), [("tiny.py", "train.output_dir=DIR"), ("tiny.yaml", "OUTPUT_DIR DIR")])
+def test_arguments(folder, name, instead, argv, message):
+    path = folder / name
+    assert refused(plain("--config", path, *argv)).startswith(message.format(path, instead))
+
+
+def test_config_of_the_other_framework(train_net):
+    config = next((ROOT / "configs" / "mmdet").rglob("faster-rcnn_r50_fpn_1x_coco.py"))
+    message = refused(train_net("--config", config, "--framework", "detectron2"))
+    assert message.startswith(f"{config}: the config sets no dataloader")
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "message"),
+    [
+        ("tiny.yaml", ["SOLVER.LR", "1"], "SOLVER.LR 1: expected KEY VALUE ... (AssertionError: Non-existent"),
+        ("tiny.py", ["train.max_iter"], "train.max_iter: expected key=value ... ("),
+        ("tiny.yaml", ["MODEL.WEIGHTS", "gone.pth"], "gone.pth: there is no such checkpoint"),
+        ("tiny.py", ["train.init_checkpoint=gone.pth"], "gone.pth: there is no such checkpoint"),
+        (
+            "tiny.py",
+            ["--eval-only"],
+            "--eval-only: name a checkpoint with train.init_checkpoint=CKPT, or write ",
+        ),
+        ("tiny.yaml", ["--eval-only"], "--eval-only: name a checkpoint with MODEL.WEIGHTS CKPT, or write --resume"),
+        ("tiny.yaml", ["DATASETS.TEST", "('no_such',)"], "no data set is registered as 'no_such'"),
+        (
+            "tiny.yaml",
+            ["DATASETS.TRAIN", "('coco_2017_train',)"],
+            "coco_2017_train: there is no annotation file ",
+        ),
+    ],
+)
+def test_settings(train_net, folder, name, opts, message):
+    assert refused(train_net("--config", folder / name, *opts)).startswith(message)
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def trained(train_net, folder, tmp_path_factory) -> tuple[Path, Done]:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    done = train_net("--config", folder / "tiny.py", f"train.output_dir={run}")
+    assert done.code == 0, done.err
+    return run, done
+
+
+def test_training(trained):
+    run, done = trained
+    assert iterations(run) == [0, 1, 2, 3]
+    assert re.search(r"^box AP \d+\.\d, mask AP \d+\.\d \(COCO metric, 0 to 100\)$", done.out, re.MULTILINE)
+    assert done.out.endswith(f"Everything is in {run}\n")
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
+    assert {"model_0000001.pth", "model_final.pth", "config.yaml", "inference/coco_instances_results.json"} <= names
+
+
+def test_resume_and_evaluation(train_net, folder, trained, tmp_path):
+    run, _ = trained
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "model_0000001.pth").write_bytes((run / "model_0000001.pth").read_bytes())
+    (half / "last_checkpoint").write_text("model_0000001.pth")
+    again = train_net("--config", folder / "tiny.py", "--resume", f"train.output_dir={half}")
+    assert again.code == 0, again.err
+    assert iterations(half) == [2, 3]
+
+    figures = re.search("^box AP .*$", again.out, re.MULTILINE)[0]
+    for argv in (
+        ["--eval-only", "--resume", f"train.output_dir={half}", "tta.enabled=True"],
+        ["--eval-only", f"train.init_checkpoint={half / 'model_final.pth'}", f"train.output_dir={tmp_path / 'new'}"],
+    ):
+        evaluated = train_net("--config", folder / "tiny.py", *argv)
+        assert evaluated.code == 0, evaluated.err
+        figures_now = re.search("^box AP .*$", evaluated.out, re.MULTILINE)[0]
+        assert figures_now.startswith(figures.removesuffix(" (COCO metric, 0 to 100)"))
+        assert ("with augmentation" in figures_now) == ("tta.enabled=True" in argv)
+    assert (half / "inference_TTA" / "coco_instances_results.json").is_file()
+
+
+def test_yaml(train_net, folder, tmp_path):
+    run = tmp_path / "run"
+    common = ("--config", folder / "tiny.yaml")
+    done = train_net(*common, "OUTPUT_DIR", run)
+    assert done.code == 0, done.err
+    assert re.search(r"^box AP .*, mask AP .*, box AP with augmentation .*, mask AP with augmentation ", done.out, re.M)
+    assert (run / "inference_TTA" / "coco_instances_results.json").is_file()
+    groups = torch.load(run / "model_final.pth")["trainer"]["_trainer"]["optimizer"]["param_groups"]
+    assert {group["initial_lr"] for group in groups} == {0.02, pytest.approx(0.002)}
+
+    done = train_net(*common, "--resume", "OUTPUT_DIR", run, "SOLVER.MAX_ITER", "3", "TEST.AUG.ENABLED", "False")
+    assert done.code == 0, done.err
+    assert iterations(run) == [1, 2]  # Detectron2 logs the last iteration of a run
+
+    done = train_net(*common, "--eval-only", "MODEL.WEIGHTS", run / "model_final.pth", "OUTPUT_DIR", tmp_path / "new")
+    assert done.code == 0, done.err
+    assert "Everything is in" in done.out
+
+
+def test_work_folder_is_named_after_the_config(train_net, folder):
+    message = refused(train_net("--config", folder / "tiny.py", "--eval-only", "--resume"))
+    assert message.startswith("--eval-only: name a checkpoint")
+
+
+def test_torchrun(environment, folder, tmp_path):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
+    options = [f"train.output_dir={tmp_path / 'run'}", "train.max_iter=1"]
+    done = subprocess.run(
+        [sys.executable, *command, "--config", folder / "tiny.py", *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Everything is in") == 1
+    assert "World size: 2" in done.stdout
+    assert iterations(tmp_path / "run") == [0]
