@@ -25,8 +25,8 @@ try:
     import detectron2.modeling  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"dk_detection.detectron2 needs Detectron2 ({error}). It has no package on PyPI: install it from source with "
-        "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git`."
+        f"dk_detection.detectron2 needs Detectron2 ({error}). Install it as its installation page says, "
+        "https://detectron2.readthedocs.io/en/latest/tutorials/install.html, with pip's --no-build-isolation."
     ) from error
 
 from dk_detection.detectron2 import data, flops

@@ -99,7 +99,7 @@ def test_detectron2_is_not_installed(tmp_path, form, name, text):
     argv = [*([form] if form else []), path, "--resume", "--num-gpus", "2"]
     message = refused(plain(*argv, env={**os.environ, "PYTHONPATH": str(tmp_path)}))
     assert message.startswith(f"{path} is a config of Detectron2. dk_detection.detectron2 needs Detectron2")
-    assert "pip install" in message
+    assert "tutorials/install.html" in message
 
 
 @pytest.mark.parametrize(
