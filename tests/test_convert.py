@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from dk_detection import to_deformable
-from dk_detection.layers import DeformConv2d, ModulatedDeformConv2d
+from dk_detection.layers import DeformConv2d, GlobalDeformKernel2d, LocalDeformKernel2d, ModulatedDeformConv2d
 
 both = pytest.mark.parametrize("layer_class", [DeformConv2d, ModulatedDeformConv2d])
 
@@ -48,6 +48,24 @@ def test_output_stays(layer_class, build, select):
     outputs = zip(after, before, strict=True) if isinstance(before, tuple) else [(after, before)]
     for ours, expected in outputs:
         assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("build", [torchvision.models.resnet50, torchvision.models.mobilenet_v2])
+def test_deformable_kernels_everywhere(build):
+    """The 3x3 convolutions of the blocks out of a 4x4 scope, all 1x1 convolutions with a kernel for each image."""
+    net = settled(build(num_classes=5))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = net(x)
+        to_deformable(net, "dk", select=lambda name, conv: conv.kernel_size == (3, 3) and conv.in_channels > 3)
+        to_deformable(net, "gdk", select=lambda name, conv: conv.kernel_size == (1, 1))
+        assert (net(x) - before).abs().max() <= 1e-4 * before.abs().max()
+    layers = [m for m in net.modules() if isinstance(m, (LocalDeformKernel2d, GlobalDeformKernel2d))]
+    assert {layer.scope_size for layer in layers} == {(4, 4), (2, 2)}
+    net.train()
+    nn.functional.cross_entropy(net(x), torch.tensor([1, 3])).backward()
+    torch.optim.SGD(net.parameters(), lr=0.01).step()
+    assert all(layer.kernel_offset.weight.ne(0).any() for layer in layers)
 
 
 def test_returned_names():

@@ -24,7 +24,7 @@ ARROWS = {
     "ops": {"_extension"},
     "layers": {"_extension", "ops"},
     "convert": {"_extension", "ops", "layers"},
-    "backbones": {"_extension", "ops", "layers"},
+    "backbones": {"_extension", "ops", "layers", "convert"},
     **{room: set() for room in _PLAIN},
     "checkpoint_names": {"config_files"},
     "mmdet": _KERNELS | _PLAIN | {"checkpoint_names"},
@@ -157,9 +157,24 @@ def test_layers_work_without_a_framework():
             sys.modules[framework] = None
         import torch
         import dk_detection
+        from dk_detection.backbones import MobileNetV2
         from dk_detection.layers import ModulatedDeformConv2d
         network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Conv2d(3, 4, 3))
         names = dk_detection.to_deformable(network, ModulatedDeformConv2d, select=lambda name, conv: name == "2")
         assert names == ["2"] and isinstance(network[2], ModulatedDeformConv2d), names
         network(torch.rand(1, 2, 7, 8)).sum().backward()
+        assert len(MobileNetV2(conv3x3="dk")(torch.rand(1, 3, 64, 64))) == 4
+    """)
+
+
+def test_backbones_without_torchvision_say_so():
+    run_python("""
+        import sys
+        sys.modules["torchvision"] = None
+        try:
+            import dk_detection.backbones
+        except ImportError as error:
+            assert str(error).startswith("dk_detection.backbones builds on torchvision's models"), error
+        else:
+            raise AssertionError("the import did not fail")
     """)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmdet.models.backbones import ResNet, ResNeXt
+from mmengine.model import initialize
 from torch import nn
 
 from dk_detection.layers import (
@@ -45,6 +46,17 @@ def test_offsets_are_zero_after_init_weights(path, layer_class, init_cfg):
         assert name.endswith("conv2")
         assert layer.conv_offset.weight.eq(0).all(), name
         assert layer.conv_offset.bias.eq(0).all(), name
+
+
+@both
+@pytest.mark.parametrize("kind", ["Kaiming", "Normal", "Xavier", "Uniform", "TruncNormal"])
+def test_initialisers_pass_offset_branches_by(path, layer_class, kind):
+    """In a container of torch's MMEngine finds no `init_weights` to call afterwards."""
+    net = nn.Sequential(nn.Sequential(layer_class(4, 6, 3)))
+    before = net[0][0].weight.clone()
+    initialize(net, dict(type=kind, layer="Conv2d", bias=1))
+    assert net[0][0].weight.ne(before).any()
+    assert all(p.eq(0).all() for p in net[0][0].conv_offset.parameters())
 
 
 @both

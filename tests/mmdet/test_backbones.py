@@ -1,0 +1,76 @@
+"""The backbones of Deformable Kernels as modules of MMEngine."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import nn
+
+import dk_detection.mmdet  # noqa: F401
+from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.layers._base import RigidAtRest, ZeroConv2d
+
+NETWORKS = {
+    "DkResNetDW": (ResNetDW, dict(blocks=(1, 1, 1, 1))),
+    "DkMobileNetV2": (MobileNetV2, dict(width_mult=0.25)),
+}
+both = pytest.mark.parametrize("name", NETWORKS)
+DEFORMED = dict(conv3x3="dk", conv1x1=dict(layer="gdk", stages="c3"))
+
+
+def build(name, **options):
+    return MODELS.build(dict(type=name, **NETWORKS[name][1], **options))
+
+
+def branches(net) -> list[ZeroConv2d]:
+    return [m for m in net.modules() if isinstance(m, ZeroConv2d)]
+
+
+@both
+def test_registered_as_a_module_of_mmengine(name):
+    net = build(name, norm_eval=True, frozen_stages=1, init_cfg=None)
+    assert isinstance(net, NETWORKS[name][0])
+    assert isinstance(net, BaseModule)
+    net.init_weights()
+    assert net.is_init
+    assert [tuple(x.shape[2:]) for x in net(torch.rand(1, 3, 64, 96))] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+@both
+def test_without_init_cfg_the_weights_are_torchvisions(name):
+    net = build(name, **DEFORMED)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    net.init_weights()
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@both
+def test_layers_are_rigid_ones_after_an_initialiser(name):
+    net = build(name, **DEFORMED, init_cfg=[dict(type="Kaiming", layer="Conv2d")])
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    net.init_weights()
+    assert branches(net)
+    assert all(p.eq(0).all() for branch in branches(net) for p in branch.parameters())
+    layers = {key: m for key, m in net.named_modules() if isinstance(m, RigidAtRest)}
+    for key, layer in layers.items():
+        weight = layer.weight.clone()
+        assert not torch.equal(weight, before[f"{key}.weight"])
+        layer.init_weights()  # changes what is not lifted
+        assert torch.equal(layer.weight, weight), key
+
+
+@both
+@pytest.mark.parametrize("more", [[], [dict(type="Kaiming", layer="Conv2d")]], ids=["alone", "with an initialiser"])
+def test_pretrained(tmp_path, name, more):
+    rigid, learned = build(name), build(name, **DEFORMED)
+    for branch in branches(learned):
+        nn.init.normal_(branch.weight)
+    for stem, source in (("rigid", rigid), ("learned", learned)):
+        torch.save(dict(state_dict=source.state_dict()), tmp_path / f"{stem}.pth")
+        checkpoint = dict(type="Pretrained", checkpoint=str(tmp_path / f"{stem}.pth"))
+        net = build(name, **DEFORMED, init_cfg=[checkpoint, *more] if more else checkpoint)
+        net.init_weights()
+        x = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            for ours, expected in zip(net.eval()(x), source.eval()(x), strict=True):
+                assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
