@@ -68,9 +68,16 @@ def run(
         KeyboardInterrupt: With a message that tells how to continue.
     """
     args = Namespace(config_file=config, resume=resume, eval_only=eval_only, opts=opts or [])
-    _load(args)
+    job = _load(args)
+    under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else num_gpus * num_machines
+    if processes > 1 and job.device == "cpu" and isinstance(job, _YamlJob) and not eval_only:
+        raise UserError(
+            f"{config}: Detectron2 trains a YAML config in several processes on GPUs only, and there is none; a "
+            "LazyConfig trains on the CPU, too"
+        )
     try:
-        if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        if under_torchrun:
             _join_torchrun()
             _main(args)
         else:
@@ -257,7 +264,9 @@ class _LazyJob:
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
         loader = instantiate(cfg.dataloader.train)
-        model = create_ddp_model(model, **cfg.train.ddp)
+        # Detectron2 takes it for granted that each process has a GPU.
+        devices = {"device_ids": None} if self.device == "cpu" else {}
+        model = create_ddp_model(model, **cfg.train.ddp, **devices)
         trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
         checkpointer = DetectionCheckpointer(model, self.output_dir, trainer=trainer)
         trainer.register_hooks(
@@ -276,7 +285,7 @@ class _LazyJob:
     def evaluate(self, resume: bool) -> dict:
         model = instantiate(self.cfg.model).to(self.cfg.train.device)
         DetectionCheckpointer(model, self.output_dir).resume_or_load(self.weights, resume=resume)
-        return flatten_results_dict(self._test(create_ddp_model(model)))
+        return flatten_results_dict(self._test(model))
 
     def _test(self, model) -> dict:
         if "evaluator" not in self.cfg.dataloader:

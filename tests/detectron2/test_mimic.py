@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from dk_detection.detectron2 import DkMimicRCNN
-from tests.detectron2.small import HEIGHT, WIDTH, batch, detector
+from tests.detectron2.small import batch, detector
 
 NETWORKS = {
     "fpn": (),
@@ -147,38 +147,44 @@ class FixedProposals(torch.nn.Module):
         return proposals, {}
 
 
-def _gradients(net, inputs) -> dict:
+def _gradients(net, inputs, mimic_only) -> dict:
     with EventStorage():
         losses = net(inputs)
-    mimicked = losses["loss_mimic"] + losses["loss_mimic_cls"]
-    # The other losses are means over what an image happens to have; the mean over processes is another one.
-    (mimicked + 0 * sum(losses.values())).backward()
+    total = sum(losses.values())
+    if mimic_only:  # the other losses are means over what a process happens to have
+        total = losses["loss_mimic"] + losses["loss_mimic_cls"] + 0 * total
+    total.backward()
     return {name.removeprefix("module."): p.grad for name, p in net.named_parameters() if p.requires_grad}
 
 
-def _work(rank, net, inputs, path):
+def _work(rank, net, inputs, mimic_only, path):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     parallel = torch.nn.parallel.DistributedDataParallel(net)
-    gradients = _gradients(parallel, inputs[rank : rank + 1])
-    torch.save(gradients, f"{path}.{rank}")
+    torch.save(_gradients(parallel, inputs[rank : rank + 1], mimic_only), f"{path}.{rank}")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path):
-    """Although one of them has no object, and so no RoI to mimic."""
-    net = mimicking()
+@pytest.mark.parametrize("mimic_only", [True, False])
+def test_two_processes_give_the_gradients_of_one(tmp_path, mimic_only):
+    """The mimic losses although one has no object, and so no RoI to mimic; all losses if both have as many objects."""
+    net = detector(
+        *("MODEL.DK.NETWORK", "DkMimicRCNN", *SMALL, *NETWORKS["fpn, mdpool"]),
+        exchange=[dict(layer="mdconv", select="backbone.bottom_up.res[345].*.conv2")],
+    )
     net.proposal_generator = FixedProposals()
     inputs = batch()
-    inputs[1]["instances"] = inputs[1]["instances"][torch.zeros(0, dtype=torch.long)]
-    assert inputs[0]["image"].shape == (3, HEIGHT, WIDTH)
+    none = torch.zeros(0, dtype=torch.long)
+    inputs[1]["instances"] = inputs[1]["instances"][none] if mimic_only else inputs[0]["instances"]
     path = tmp_path / "meeting"
-    torch.multiprocessing.start_processes(_work, (copy.deepcopy(net), inputs, path), nprocs=2, start_method="fork")
-    expected = _gradients(net, inputs)
+    arguments = copy.deepcopy(net), inputs, mimic_only, path
+    torch.multiprocessing.start_processes(_work, arguments, nprocs=2, start_method="fork")
+    expected = _gradients(net, inputs, mimic_only)
     for rank in (0, 1):
         gradients = torch.load(f"{path}.{rank}")
         assert gradients.keys() == expected.keys()
         for name, value in expected.items():
             scale = value.abs().max()
             assert (gradients[name] - value).abs().max() <= 1e-4 * scale + 1e-8, name
-    assert any("backbone" in name and value.abs().max() > 0 for name, value in expected.items())
+    for part in ("conv_offset", "box_pooler", "mimic.classifier"):
+        assert any(part in name and value.abs().max() > 0 for name, value in expected.items())
