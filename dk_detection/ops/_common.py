@@ -47,12 +47,17 @@ def check_tensor(
         raise TypeError(f"{operator}: {name} is {tensor.dtype}, expected the dtype of input, {like.dtype}")
 
 
+def _has_autocast(device_type: str) -> bool:
+    """Not on the meta device. (`torch.amp.is_autocast_available` would break the graph of `torch.compile`.)"""
+    return device_type != "meta"
+
+
 def autocast(device_type: str, *tensors):
     """Casts tensors as torch's own convolution does under autocast: to its dtype, except float64 and integers.
 
     Sampling positions are not for casting: float16 cannot tell neighbouring pixels apart at coordinate 2048.
     """
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(
@@ -62,8 +67,8 @@ def autocast(device_type: str, *tensors):
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """Switches autocast off, on devices that have it; the meta device, for one, has not."""
-    if torch.amp.is_autocast_available(device_type):
+    """Switches autocast off, on devices that have it."""
+    if _has_autocast(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 
