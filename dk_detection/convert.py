@@ -142,7 +142,7 @@ def _computes_conv2d(conv: nn.Conv2d) -> bool:
         return False
     if type(conv).forward is nn.Conv2d.forward and type(conv)._conv_forward is nn.Conv2d._conv_forward:
         return True
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     probe = copy.deepcopy(conv).to_empty(device="cpu").double()
     smallest = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
     with torch.no_grad():
@@ -152,7 +152,8 @@ def _computes_conv2d(conv: nn.Conv2d) -> bool:
             probe.train(training)
             for more in range(max(conv.stride) + 1):
                 size = [side + more for side in smallest]
-                x = torch.randn(2, conv.in_channels, *size, generator=generator, dtype=torch.float64)
+                shape = (2, conv.in_channels, *size)
+                x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
                 expected = nn.Conv2d._conv_forward(probe, x, probe.weight, probe.bias)
                 try:
                     output = probe(x)

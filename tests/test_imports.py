@@ -25,10 +25,11 @@ ARROWS = {
     "layers": {"_extension", "ops"},
     "convert": {"_extension", "ops", "layers"},
     "backbones": {"_extension", "ops", "layers", "convert"},
+    "complexity": _KERNELS | {"config_files"},
     **{room: set() for room in _PLAIN},
     "checkpoint_names": {"config_files"},
-    "mmdet": _KERNELS | _PLAIN | {"checkpoint_names"},
-    "detectron2": _KERNELS | _PLAIN | {"checkpoint_names"},
+    "mmdet": _KERNELS | _PLAIN | {"checkpoint_names", "complexity"},
+    "detectron2": _KERNELS | _PLAIN | {"checkpoint_names", "complexity"},
 }
 # The adapters are the only rooms that know a framework, each its own.
 ADAPTERS = {"mmdet": {"mmdet", "mmcv", "mmengine"}, "detectron2": {"detectron2"}}

@@ -28,9 +28,9 @@ LAYERS = {row.token: row.layer for row in TABLE}
 CONVS = {row.token: row.layer for row in TABLE if row.kind == "conv"}
 
 # What is set wherever it stands in a model: proposals, samples, results; patches of 224 pixels take long. (A score
-# threshold of 0 lets a detector that has learned nothing detect something.)
+# threshold below 0 lets a detector detect something even if its first step made it quite sure that there is nothing.)
 SMALL = {
-    **dict(batch_size_per_image=32, test_topk_per_image=5, test_score_thresh=0.0, num_blocks=1),
+    **dict(batch_size_per_image=32, test_topk_per_image=5, test_score_thresh=-1.0, num_blocks=1),
     **dict(pre_nms_topk=[20, 20], post_nms_topk=[20, 20]),
 }
 
@@ -85,7 +85,7 @@ def read(path):
     small = {
         **{"MODEL.DEVICE": "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM": 32, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32},
         **{"MODEL.RPN.POST_NMS_TOPK_TRAIN": 20, "MODEL.RPN.POST_NMS_TOPK_TEST": 20, "TEST.DETECTIONS_PER_IMAGE": 5},
-        **{"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0},
+        **{"MODEL.ROI_HEADS.SCORE_THRESH_TEST": -1.0},
     }
     cfg.merge_from_list([value for item in small.items() for value in item])
     model = build_model(cfg)

@@ -1,0 +1,197 @@
+"""Backbones by name, and Tables 1 and 2 of Deformable Kernels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torchvision import models
+
+from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.complexity.counting import Part, Progress, count_network, format_table, total
+from dk_detection.config_files import UserError
+from dk_detection.convert import to_deformable
+from dk_detection.layers import CondConv2d
+
+OURS = {"resnet50-dw": ResNetDW, "mobilenet-v2": MobileNetV2}
+
+
+def count_backbone(
+    name: str,
+    shape: tuple[int, int] = (224, 224),
+    *,
+    conv3x3: dict | None = None,
+    conv1x1: dict | None = None,
+    exchange: Sequence[dict] = (),
+) -> list[Part]:
+    """Counts a classifier of 1000 classes.
+
+    Args:
+        name: "resnet50-dw", "mobilenet-v2", or a classification model of torchvision, such as "resnet101".
+        shape: (H, W) of the image.
+        conv3x3, conv1x1: What stands in the blocks of the first two; see `dk_detection.backbones`.
+        exchange: Arguments of `to_deformable`, for any network, carried out one after the other.
+
+    Returns:
+        A part for each child of the network.
+
+    Raises:
+        UserError: There is no such network, it does not take the layers, or the image is too small for it.
+    """
+    places = {key: layers for key, layers in (("conv3x3", conv3x3), ("conv1x1", conv1x1)) if layers}
+    if name not in OURS:
+        if name not in models.list_models(module=models):
+            raise UserError(
+                f"there is no backbone {name!r}; there are {', '.join(OURS)} and torchvision's classification models"
+            )
+        if places:
+            raise UserError(f"{next(iter(places))} is for {' and '.join(OURS)}; {name} takes exchange")
+    try:
+        with torch.device("meta"):
+            network = OURS[name](num_classes=1000, **places) if name in OURS else models.get_model(name, weights=None)
+            for arguments in exchange:
+                to_deformable(network, **arguments)
+        return count_network(network, shape)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot be counted: {error}") from error
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of Tables 1 and 2 of Deformable Kernels.
+
+    Attributes:
+        backbone: "resnet50", which the tables have one row of, or a name in `OURS`.
+        conv1x1, conv3x3: The paper's words for what stands in these places.
+        parameters, gflops: The paper's figures: parameters in millions, multiply-adds in thousands of millions.
+        layers: What stands there: arguments of the backbone.
+    """
+
+    backbone: str
+    conv1x1: str
+    conv3x3: str
+    parameters: float
+    gflops: float
+    layers: dict = field(default_factory=dict)
+
+
+def _rows(backbone: str, experts: int, figures: dict[str, tuple[float, float]]) -> Iterator[Row]:
+    """The rows that both backbones have."""
+    scc = dict(layer="scc", num_experts=experts)
+    # With DCN, local kernels stand everywhere; the two are one layer where DCN is, from stride 8 on.
+    dk_dcn = [dict(layer="dk", stages="c2"), dict(layer="dkdconv", stages="c3-c5")]
+    kinds = {
+        "rigid": ("-", "-", {}),
+        "gdk": ("-", "global 4x4", dict(conv3x3="gdk")),
+        "gdk, gdk": ("global 2x2", "global 4x4", dict(conv1x1="gdk", conv3x3="gdk")),
+        "dk": ("-", "local 4x4", dict(conv3x3="dk")),
+        "gdk, dk": ("global 2x2", "local 4x4", dict(conv1x1="gdk", conv3x3="dk")),
+        "scc": ("SCC", "SCC", dict(conv1x1=scc, conv3x3=scc)),
+        "scc, dk": ("SCC", "local 4x4", dict(conv1x1=scc, conv3x3="dk")),
+        "dcn": ("-", "DCN", dict(conv3x3=dict(layer="dconv", stages="c3-c5"))),
+        "dk + dcn": ("-", "DCN + local 4x4", dict(conv3x3=dk_dcn)),
+    }
+    for kind, paper in figures.items():
+        conv1x1, conv3x3, layers = kinds[kind]
+        yield Row(backbone, conv1x1, conv3x3, *paper, layers)
+
+
+RESNET = {
+    "rigid": (23.7, 3.82),
+    "gdk": (23.9, 3.82),
+    "gdk, gdk": (80.1, 4.09),
+    "dk": (25.0, 4.32),
+    "gdk, dk": (81.2, 4.60),
+    "scc": (42.5, 7.13),
+    "scc, dk": (43.7, 7.61),
+    "dcn": (24.8, 4.10),
+    "dk + dcn": (26.1, 4.60),
+}
+MOBILENET = {
+    "rigid": (3.5, 0.31),
+    "gdk": (3.7, 0.31),
+    "gdk, gdk": (10.1, 0.34),
+    "dk": (4.7, 0.73),
+    "gdk, dk": (11.1, 0.76),
+    "scc": (19.0, 2.19),
+    "scc, dk": (19.7, 2.48),
+    "dcn": (4.6, 0.52),
+    "dk + dcn": (5.8, 0.93),
+}
+ROWS = (
+    Row("resnet50", "-", "-", 25.6, 3.86),
+    *_rows("resnet50-dw", 2, RESNET),
+    *(
+        Row("resnet50-dw", "-", f"local {s}x{s}", p, 4.32, dict(conv3x3=dict(layer="dk", scope_size=s)))
+        for s, p in ((3, 24.9), (5, 25.0), (9, 25.4))
+    ),
+    *_rows("mobilenet-v2", 8, MOBILENET),
+)
+
+
+def count_row(row: Row) -> Part:
+    """Parameters and FLOPs of a row's classifier at 224x224, with every expert of a conditional convolution counted."""
+    with torch.device("meta"):
+        network = OURS[row.backbone](num_classes=1000, **row.layers) if row.backbone in OURS else _original_resnet50()
+    with _each_expert_convolves(network) as more:
+        part = total(count_network(network, (224, 224)))
+    return Part(row.backbone, part.parameters, part.multiply_adds + sum(more))
+
+
+def _original_resnet50() -> nn.Module:
+    """ResNet-50 as in He et al. (2016): its stride in the first 1x1 convolution, where torchvision's is in the 3x3."""
+    network = models.resnet50()
+    for stage in (network.layer2, network.layer3, network.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+    return network
+
+
+@contextmanager
+def _each_expert_convolves(network: nn.Module) -> Iterator[list[int]]:
+    """Collects what conditional convolutions would cost more if each expert convolved and the results were mixed.
+
+    The layers mix the experts first, in one multiply-add for each value of each expert, and convolve once.
+    """
+    more = []
+
+    def hook(layer, inputs, output):
+        images, _, height, width = output.shape
+        convolutions = layer.weight.numel() * (layer.num_experts - 1) // layer.num_experts * height * width
+        more.append(images * (convolutions - layer.weight.numel()))
+
+    handles = [layer.register_forward_hook(hook) for layer in network.modules() if isinstance(layer, CondConv2d)]
+    try:
+        yield more
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dk_table(progress: Progress | None = None) -> str:
+    """Tables 1 and 2 of Deformable Kernels, the paper's figures beside ours, and what a row adds to the rigid one."""
+    rows, rigid = [], {}
+    for index, row in enumerate(ROWS):
+        if progress:
+            progress(index, len(ROWS), f"{row.backbone}, 1x1 {row.conv1x1}, 3x3 {row.conv3x3}")
+        part = count_row(row)
+        parameters, gflops = part.parameters / 1e6, part.multiply_adds / 1e9
+        base, paper_base = rigid.setdefault(row.backbone, (gflops, row.gflops))
+        is_base = not row.layers
+        rows.append(
+            (
+                row.backbone,
+                row.conv1x1,
+                row.conv3x3,
+                f"{parameters:.1f}",
+                f"{row.parameters:.1f}",
+                f"{gflops:.2f}",
+                f"{row.gflops:.2f}",
+                f"{round(gflops - row.gflops, 2) + 0.0:+.2f}",  # no -0.00
+                "" if is_base else f"{gflops - base:+.2f}",
+                "" if is_base else f"{row.gflops - paper_base:+.2f}",
+            )
+        )
+    header = ("backbone", "1x1", "3x3", "#P (M)", "paper", "GFLOPs", "paper", "difference", "over rigid", "paper")
+    note = "Rows with SCC count each expert's convolution, as the paper does; the layer mixes first and convolves once."
+    return f"{format_table(header, rows)}\n\n{note}"

@@ -1,0 +1,165 @@
+"""Parameters and FLOPs of MMDetection's detectors, and Table 1 of Deformable ConvNets v2."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmcv.ops import RoIAlign
+from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from dk_detection.complexity.counting import Part, Progress, format_table, total
+from dk_detection.complexity.detectors import DetectorCounter, fixed_rois, zero_on_cpu
+from dk_detection.config_files import UserError
+
+
+def count_config(path: str | os.PathLike, shape: tuple[int, int] = (800, 1200), rois: int = 1000) -> list[Part]:
+    """Counts the detector of a config file on one image.
+
+    Backbone, neck and dense heads run on the meta device. The RoI head runs on the CPU, on maps that are zero and on
+    RoIs that are fixed, not on proposals, so that the count depends on nothing but the arguments.
+
+    Args:
+        path: A config of MMDetection.
+        shape: (H, W) of the image, taken as it is: not padded to a multiple of the largest stride.
+        rois: RoIs that the box head sees. The mask head sees as many as the config keeps detections of an image.
+
+    Returns:
+        Parts from the backbone to the heads. What a forward pass does not use, such as a branch for training only,
+        makes a last part, "not run".
+
+    Raises:
+        UserError: The file is no detector's config; its detector is of a kind that is not known here; the image is too
+            small; or an operator computes no shapes on the meta device.
+    """
+    try:
+        cfg = Config.fromfile(path)
+        init_default_scope(cfg.get("default_scope", "mmdet"))
+        with torch.device("meta"):
+            detector = MODELS.build(cfg.model)
+    except Exception as error:  # whatever is wrong with a file of Python that names classes
+        raise UserError(f"{path}: the config's model cannot be built ({type(error).__name__}: {error})") from error
+    try:
+        return count_detector(detector, shape, rois)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def count_detector(detector: nn.Module, shape: tuple[int, int], rois: int) -> list[Part]:
+    """Counts a detector that lies on the meta device; see `count_config`. Its RoI head is on the CPU afterwards."""
+    single_stage = isinstance(detector, SingleStageDetector)
+    if not single_stage and not (
+        isinstance(detector, TwoStageDetector)
+        and detector.with_rpn
+        and isinstance(getattr(detector, "roi_head", None), StandardRoIHead)
+    ):
+        raise UserError(
+            "only single-stage detectors and two-stage ones with an RPN and a StandardRoIHead can be counted, got "
+            f"{type(detector).__name__}"
+        )
+    count = DetectorCounter(detector, RoIAlign)
+    maps = count("backbone", [detector.backbone], lambda: detector.backbone(torch.zeros(1, 3, *shape, device="meta")))
+    if detector.with_neck:
+        maps = count("neck", [detector.neck], lambda: detector.neck(maps))
+    if single_stage:
+        count("dense head", [detector.bbox_head], lambda: detector.bbox_head(maps))
+        return count.finish()
+    count("RPN", [detector.rpn_head], lambda: detector.rpn_head(maps))
+
+    head = zero_on_cpu(detector.roi_head)
+    maps = [torch.zeros(each.shape) for each in maps]
+    boxes = fixed_rois(rois, shape)
+    shared = head.shared_head if head.with_shared_head else None
+    count("box head", [head.bbox_roi_extractor, shared, head.bbox_head], lambda: head._bbox_forward(maps, boxes))
+    if head.with_mask:
+        detections = boxes[: head.test_cfg.max_per_img]
+        modules = [head.mask_roi_extractor, shared, head.mask_head]  # the extractor may be the box head's
+        count("mask head", modules, lambda: head._mask_forward(maps, rois=detections))
+    return count.finish()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of Table 1, the same for both detectors.
+
+    Attributes:
+        name: The paper's.
+        after: The row that this one is compared with.
+        backbone, pooling: What the stem of the config says.
+        faster, mask: The paper's parameters in millions and FLOPs in thousands of millions.
+    """
+
+    name: str
+    after: str | None
+    backbone: str
+    pooling: str
+    faster: tuple[float, float]
+    mask: tuple[float, float]
+
+
+SETTINGS = (
+    Setting("regular", None, "r50", "", (51.3, 196.8), (39.5, 303.5)),
+    Setting("dconv@c5", "regular", "r50-dconv-c5", "", (51.5, 197.7), (39.8, 303.7)),
+    Setting("dconv@c5 + dpool", "dconv@c5", "r50-dconv-c5", "_dpool", (52.7, 198.9), (40.9, 304.9)),
+    Setting("dconv@c4-c5", "dconv@c5", "r50-dconv-c4-c5", "", (51.7, 198.7), (40.0, 304.7)),
+    Setting("dconv@c3-c5", "dconv@c4-c5", "r50-dconv-c3-c5", "", (51.8, 200.0), (40.1, 306.0)),
+    Setting("dconv@c3-c5 + dpool", "dconv@c3-c5", "r50-dconv-c3-c5", "_dpool", (53.0, 201.2), (41.3, 307.2)),
+    Setting(
+        "mdconv@c3-c5 + mdpool", "dconv@c3-c5 + dpool", "r50-mdconv-c3-c5", "_mdpool", (65.5, 214.7), (53.8, 320.3)
+    ),
+)
+DETECTORS = {
+    "faster": ("Faster R-CNN", "faster-rcnn_{}_dc5{}_16e_coco"),
+    "mask": ("Mask R-CNN", "mask-rcnn_{}_fpn{}_16e_coco"),
+}
+
+
+def count_dcnv2(
+    detector: str, configs: str | os.PathLike, shape=(800, 1200), rois: int = 1000, progress: Progress | None = None
+) -> dict[str, Part]:
+    """Counts the detectors of Table 1 of Deformable ConvNets v2.
+
+    Args:
+        detector: "faster" or "mask".
+        configs: The folder `configs` of the project.
+        shape, rois: As for `count_config`.
+        progress: Called before each row with its index, the number of rows and its name.
+
+    Returns:
+        The sum of each setting's parts, by the setting's name.
+    """
+    stem = DETECTORS[detector][1]
+    sums = {}
+    for index, setting in enumerate(SETTINGS):
+        if progress:
+            progress(index, len(SETTINGS), f"{DETECTORS[detector][0]}, {setting.name}")
+        path = Path(configs, "mmdet", "dcnv2", f"{stem.format(setting.backbone, setting.pooling)}.py")
+        sums[setting.name] = total(count_config(path, shape, rois))
+    return sums
+
+
+def dcnv2_table(configs: str | os.PathLike, shape=(800, 1200), rois: int = 1000, progress=None) -> str:
+    """Table 1 of Deformable ConvNets v2, the paper's figures beside ours, and what each row adds to the one before."""
+    header = ("setting", "#P (M)", "paper", "step", "paper", "GFLOPs", "paper", "step", "paper")
+    tables = []
+    for detector, (title, _) in DETECTORS.items():
+        sums = count_dcnv2(detector, configs, shape, rois, progress)
+        paper = {setting.name: getattr(setting, detector) for setting in SETTINGS}
+        rows = []
+        for setting in SETTINGS:
+            row = [setting.name]
+            for index, of in enumerate((lambda s: s.parameters / 1e6, lambda s: s.multiply_adds / 1e9)):
+                row += [f"{of(sums[setting.name]):.2f}", f"{paper[setting.name][index]:.1f}"]
+                if setting.after is None:
+                    row += ["", ""]
+                    continue
+                row.append(f"{of(sums[setting.name]) - of(sums[setting.after]):+.2f}")
+                row.append(f"{paper[setting.name][index] - paper[setting.after][index]:+.1f}")
+            rows.append(row)
+        tables.append(f"{title}, {shape[0]}x{shape[1]}, {rois} RoIs\n\n{format_table(header, rows)}")
+    return "\n\n".join(tables)

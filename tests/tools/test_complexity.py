@@ -1,0 +1,139 @@
+"""The command line: what it prints, and what it says about wrong arguments."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from dk_detection.complexity import backbones
+
+ROOT = Path(__file__).parents[2]
+SMALL = ROOT / "configs" / "mmdet" / "deformed_shapes" / "mask-rcnn_r18_fpn_1k_deformed-shapes.py"
+spec = importlib.util.spec_from_file_location("tools_complexity", ROOT / "tools" / "complexity.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def run(capsys, *argv):
+    try:
+        code = tool.main(list(map(str, argv)))
+    except SystemExit as stopped:
+        code = stopped.code
+    return code, *capsys.readouterr()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_config(capsys):
+    code, out, err = run(capsys, "--config", SMALL, "--shape", 64, 96, "--rois", 5)
+    assert (code, err) == (0, "")
+    header, _, *lines = out.splitlines()
+    assert cells(header) == ["part", "#P (M)", "GFLOPs"]
+    assert [cells(line)[0] for line in lines] == ["backbone", "neck", "RPN", "box head", "mask head", "total"]
+    *parts, whole = ([float(cell) for cell in cells(line)[1:]] for line in lines)
+    for column, value in enumerate(whole):
+        assert value == pytest.approx(sum(part[column] for part in parts), abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["py", "yaml"])
+def test_config_of_detectron2(capsys, kind):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    name = {"py": "mask-rcnn_r50_fpn_16e_coco.py", "yaml": "mask-rcnn_r50_fpn_1x_coco.yaml"}[kind]
+    code, out, _ = run(capsys, "--config", ROOT / "configs" / "detectron2" / "dcnv2" / name, "--shape", 64, 96)
+    assert code == 0
+    names = [cells(line)[0] for line in out.splitlines()[2:]]
+    assert names == ["backbone", "RPN", "box head", "mask head", "total"]
+
+
+def test_detectron2_is_not_installed(capsys, monkeypatch):
+    for name in [name for name in sys.modules if f"{name}.".startswith(("detectron2.", "dk_detection.detectron2."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    config = ROOT / "configs" / "detectron2" / "dcnv2" / "mask-rcnn_r50_fpn_16e_coco.py"
+    code, out, err = run(capsys, "--config", config)
+    assert (code, out) == (1, "")
+    assert re.match(r"complexity.py: dk_detection.detectron2 needs Detectron2 .* Install it as", err)
+    assert len(err.splitlines()) == 1
+
+
+def test_backbone(capsys):
+    code, rigid, err = run(capsys, "--backbone", "mobilenet-v2")
+    assert (code, err) == (0, "")
+    assert cells(rigid.splitlines()[-1]) == ["total", "3.50", "0.30"]
+    # The same by place and by name; the stem's convolution is not deformable, the depthwise one of the first block is.
+    options = ("--backbone", "mobilenet-v2", "--shape", 64, 96)
+    by_place = run(capsys, *options, "--conv3x3", "dk:scope_size=5,stages=c5")
+    by_name = run(capsys, *options, "--exchange", "dk:scope_size=5", "features.1[4-7].conv.1.0")
+    assert by_place == by_name and by_place[0] == 0
+    assert by_place != run(capsys, *options)
+
+
+def test_table_shows_progress(capsys, monkeypatch):
+    monkeypatch.setattr(backbones, "ROWS", backbones.ROWS[:2])
+    code, out, err = run(capsys, "--table", "dk")
+    assert code == 0
+    assert [cells(line)[0] for line in out.splitlines()[2:4]] == ["resnet50", "resnet50-dw"]
+    assert err.splitlines() == ["1/2 resnet50, 1x1 -, 3x3 -", "2/2 resnet50-dw, 1x1 -, 3x3 -"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "one of the arguments --config --backbone --table is required"),
+        (("--config", SMALL, "--backbone", "resnet18"), "argument --backbone: not allowed with argument --config"),
+        (("--table", "dkn"), "argument --table: invalid choice: 'dkn'"),
+        (("--table", "dk", "--shape", 224, 224), "--shape does not go with --table dk"),
+        (("--config", SMALL, "--conv3x3", "dk"), "--conv3x3 does not go with --config"),
+        (("--config", SMALL, "--exchange", "dk", "*"), "--exchange does not go with --config"),
+        (("--backbone", "resnet18", "--rois", 5), "--rois does not go with --backbone"),
+        (("--backbone", "resnet18", "--shape", 224), "argument --shape: expected 2 arguments"),
+        (("--backbone", "resnet18", "--shape", 0, 224), "argument --shape: '0' must be a positive integer"),
+        (
+            ("--backbone", "resnet18", "--exchange", "dk:5", "*"),
+            "argument --exchange: 'dk:5': write LAYER or LAYER:OPTION",
+        ),
+        (
+            ("--backbone", "resnet50-dw", "--conv1x1", "dk:a="),
+            "argument --conv1x1: 'dk:a=': write LAYER or LAYER:OPTION",
+        ),
+    ],
+)
+def test_wrong_arguments(capsys, argv, message):
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert re.match(f"complexity.py: {re.escape(message)}", err)
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--config", "nowhere.py"), "nowhere.py: there is no such config file"),
+        (("--backbone", "resnet50dw"), "there is no backbone 'resnet50dw'"),
+        (
+            ("--backbone", "resnet50-dw", "--conv3x3", "dcn"),
+            "resnet50-dw cannot be counted: no layer has the token 'dcn'",
+        ),
+        (
+            ("--backbone", "resnet18", "--exchange", "dk", "layer9.*"),
+            "resnet18 cannot be counted: to_deformable: select=",
+        ),
+    ],
+)
+def test_what_cannot_be_counted(capsys, argv, message):
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"complexity.py: {message}")
+    assert len(err.splitlines()) == 1
+
+
+def test_interrupted(capsys, monkeypatch):
+    def interrupt(**kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backbones, "dk_table", interrupt)
+    assert run(capsys, "--table", "dk") == (130, "", "complexity.py: interrupted\n")

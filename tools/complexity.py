@@ -1,0 +1,143 @@
+#!/usr/bin/env python
+"""Counts parameters and FLOPs of a config's detector or of a backbone: python tools/complexity.py --config CONFIG."""
+
+import argparse
+import ast
+import re
+import sys
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LAYER_HELP = "a token of the layer table, with options if need be: dk, dk:scope_size=5, dconv:stages=c3-c5"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line; the usage is longer than a screen."""
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def layer(text: str) -> dict:
+    """dk:scope_size=5 -> dict(layer="dk", scope_size=5)."""
+    token, _, options = text.partition(":")
+    arguments = dict(layer=token)
+    for option in filter(None, options.split(",")):
+        name, equals, value = option.partition("=")
+        if not (name.isidentifier() and equals and value):
+            raise argparse.ArgumentTypeError(f"{text!r}: write LAYER or LAYER:OPTION=VALUE,OPTION=VALUE")
+        # Numbers and True are what they look like, and all else is a word.
+        is_literal = re.fullmatch(r"-?\d+(\.\d+)?|True|False|None", value)
+        arguments[name] = ast.literal_eval(value) if is_literal else value
+    return arguments
+
+
+def positive(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a positive integer")
+    return int(text)
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="complexity.py",
+        usage="%(prog)s (--config CONFIG | --backbone NAME | --table {dk,dcnv2}) [options]",
+        description="Count parameters and FLOPs (multiply-adds) of one image. docs/complexity.md has the rules.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="CONFIG", help="the detector of a config file")
+    what.add_argument(
+        "--backbone", metavar="NAME", help="resnet50-dw, mobilenet-v2 or a classification model of torchvision"
+    )
+    what.add_argument(
+        "--table",
+        choices=("dk", "dcnv2"),
+        help="the paper's figures beside ours: Tables 1 and 2 of Deformable Kernels, Table 1 of Deformable ConvNets v2",
+    )
+    parser.add_argument(
+        "--shape",
+        nargs=2,
+        type=positive,
+        metavar=("H", "W"),
+        help="size of the image (default: 800 1200, with --backbone 224 224)",
+    )
+    parser.add_argument(
+        "--rois",
+        type=positive,
+        metavar="N",
+        help="with --config and --table dcnv2: RoIs of the box head (default: 1000)",
+    )
+    for place in ("3x3", "1x1"):
+        parser.add_argument(
+            f"--conv{place}",
+            type=layer,
+            metavar="LAYER",
+            help=f"what stands in the {place} convolutions of resnet50-dw and mobilenet-v2: {LAYER_HELP}",
+        )
+    parser.add_argument(
+        "--exchange",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("LAYER", "PATTERN"),
+        help="what stands in the convolutions of any backbone whose names match; may be repeated",
+    )
+    args = parser.parse_args(argv)
+    mode = next(name for name in ("config", "backbone", "table") if getattr(args, name))
+    mode = f"table {args.table}" if mode == "table" else mode
+    takes = {"config": {"shape", "rois"}, "table dcnv2": {"shape", "rois"}, "table dk": set()}
+    for name in ("shape", "rois", "conv3x3", "conv1x1", "exchange"):
+        if getattr(args, name) and name not in takes.get(mode, {"shape", "conv3x3", "conv1x1", "exchange"}):
+            parser.error(f"--{name} does not go with --{mode}")
+    try:
+        args.exchange = [dict(layer(text), select=pattern) for text, pattern in args.exchange]
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --exchange: {error}")
+    return args
+
+
+def main(argv: list[str]) -> int:
+    args = parse_args(argv)
+    try:
+        from dk_detection.config_files import DETECTRON2, UserError, framework_of
+    except ImportError as error:
+        return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
+    detection = dict(shape=tuple(args.shape or (800, 1200)), rois=args.rois or 1000)
+    try:
+        try:
+            if args.config and framework_of(args.config) == DETECTRON2:
+                from dk_detection.detectron2 import complexity
+            elif args.config or args.table == "dcnv2":
+                from dk_detection.mmdet import complexity
+            else:
+                from dk_detection.complexity import backbones
+            from dk_detection.complexity.counting import format_parts
+        except ImportError as error:
+            return fail(error)
+        if args.config:
+            text = format_parts(complexity.count_config(args.config, **detection))
+        elif args.table == "dcnv2":
+            text = complexity.dcnv2_table(CONFIGS, **detection, progress=show)
+        elif args.table == "dk":
+            text = backbones.dk_table(progress=show)
+        else:
+            places = dict(conv3x3=args.conv3x3, conv1x1=args.conv1x1, exchange=args.exchange)
+            text = format_parts(backbones.count_backbone(args.backbone, tuple(args.shape or (224, 224)), **places))
+        print(text)
+    except UserError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        return fail("interrupted", code=130)
+    return 0
+
+
+def show(index: int, number: int, name: str) -> None:
+    print(f"{index + 1}/{number} {name}", file=sys.stderr, flush=True)
+
+
+def fail(message, code: int = 1) -> int:
+    print(f"complexity.py: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
