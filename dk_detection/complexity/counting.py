@@ -44,26 +44,33 @@ def multiply_adds(run: Callable[[], object]) -> int:
     return counter.get_total_flops() // 2  # which counts a multiplication and an addition as two
 
 
-def count_network(network: nn.Module, shape: tuple[int, int]) -> list[Part]:
-    """Counts a network that maps one image to whatever.
+def count_modules(network: nn.Module, shape: tuple[int, int]) -> dict[str, int]:
+    """The FLOPs of one forward pass of a network that maps one image to whatever.
 
     Args:
         network: On any device; on the meta device its size costs nothing. It is put into evaluation mode.
         shape: (H, W) of the image.
 
     Returns:
-        A part for each child of the network.
+        FLOPs by the dotted names of the modules that have any; those of the whole network under "".
     """
     device = next(network.parameters()).device
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, *shape, device=device))
-    counts = counter.get_flop_counts()
     root = type(network).__name__
-    parts = [
-        Part(name, parameters(child), sum(counts.get(f"{root}.{name}", {}).values()) // 2)
-        for name, child in network.named_children()
-    ]
+    counts = {name.removeprefix(root).removeprefix("."): by for name, by in counter.get_flop_counts().items()}
+    return {name: sum(by.values()) // 2 for name, by in counts.items() if name != "Global"}
+
+
+def count_network(network: nn.Module, shape: tuple[int, int]) -> list[Part]:
+    """Counts a network that maps one image to whatever; its arguments are those of `count_modules`.
+
+    Returns:
+        A part for each child of the network.
+    """
+    counts = count_modules(network, shape)
+    parts = [Part(name, parameters(child), counts.get(name, 0)) for name, child in network.named_children()]
     return [part for part in parts if part.parameters or part.multiply_adds]
 
 

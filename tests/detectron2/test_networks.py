@@ -253,4 +253,4 @@ def test_missing_detectron2_is_said():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith("dk_detection.detectron2 needs Detectron2")
-    assert "pip install" in done.stdout
+    assert "tutorials/install.html" in done.stdout
