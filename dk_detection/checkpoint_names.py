@@ -48,6 +48,8 @@ _OUR_NETWORKS = tuple(
     (f"backbone.{name}", f"backbone.bottom_up.{name}") for name in ("conv1", "bn1", "layer{0}", "features")
 )
 _NUMBER = re.compile(r"\{(\d)(?:\+(\d+))?\}")
+# What no prediction depends on, and what the config says: buffers in older checkpoints of Detectron2.
+_LEFT_OUT = re.compile(r"(.*\.)?num_batches_tracked|.*\.anchor_generator\.cell_anchors\.\d+|pixel_(mean|std)")
 _PER_ANCHOR = ("rpn_head.rpn_cls", "rpn_head.rpn_reg")
 
 
@@ -66,8 +68,8 @@ def to_detectron2(state: Mapping, *, num_ratios: int = 3) -> dict:
             ratio together, Detectron2 all ratios of one size.
 
     Returns:
-        The same tensors; those of the RPN's outputs reordered if anchors have several sizes. `num_batches_tracked` is
-        left out, as no prediction depends on it.
+        The same tensors; those of the RPN's outputs reordered if anchors have several sizes. Left out are
+        `num_batches_tracked`, on which no prediction depends, and anchors and pixel statistics, which the config has.
 
     Raises:
         UserError: A parameter has a name that such a detector of MMDetection has not.
@@ -111,7 +113,7 @@ def to_mmdet(state: Mapping, *, num_ratios: int = 3) -> dict:
 
 
 def _kept(state: Mapping) -> list[tuple]:
-    return [(name, value) for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    return [(name, value) for name, value in state.items() if not _LEFT_OUT.fullmatch(name)]
 
 
 def _has_our_network(state: Mapping) -> bool:

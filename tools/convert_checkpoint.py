@@ -23,11 +23,18 @@ def read(path: str) -> dict:
                 content = pickle.load(file, encoding="latin1")
         else:
             content = torch.load(path, map_location="cpu", weights_only=False)
+        for key in ("state_dict", "model"):
+            content = content.get(key, content)
+        return {name.removeprefix("module."): torch.as_tensor(value) for name, value in content.items()}
     except Exception as error:  # depending on what is wrong with the file, nearly any
         raise UserError(f"{path}: the checkpoint cannot be read ({type(error).__name__}: {error})") from error
-    for key in ("state_dict", "model"):
-        content = content.get(key, content)
-    return {name.removeprefix("module."): torch.as_tensor(value) for name, value in content.items()}
+
+
+def write(content: dict, path: str) -> None:
+    try:
+        torch.save(content, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: the checkpoint cannot be written ({error})") from error
 
 
 def main(argv: list[str]) -> int:
@@ -40,16 +47,18 @@ def main(argv: list[str]) -> int:
         "--num-ratios", type=int, default=3, metavar="N", help="aspect ratios of anchors (default: %(default)s)"
     )
     args = parser.parse_args(argv)
+    if args.num_ratios < 1:
+        parser.error(f"--num-ratios must be at least 1, got {args.num_ratios}")
     try:
         state = read(args.source)
         if framework_of_names(state) == MMDET:
             content = {"model": to_detectron2(state, num_ratios=args.num_ratios)}
         else:
             content = {"meta": {}, "state_dict": to_mmdet(state, num_ratios=args.num_ratios)}
+        write(content, args.target)
     except UserError as error:
         print(f"convert_checkpoint.py: {error}", file=sys.stderr)
         return 1
-    torch.save(content, args.target)
     return 0
 
 

@@ -78,7 +78,8 @@ def parse_detectron2_args(argv: list[str], config: str) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if not args.config:
         args.config = config
-        args.opts.remove(config)
+        if config in args.opts:  # another option may have taken it
+            args.opts.remove(config)
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("--num-machines needs --dist-url, the address of the first machine: tcp://ADDRESS:PORT")
     return args
@@ -148,7 +149,8 @@ def main(argv: list[str]) -> int:
     except ImportError as error:
         return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
     try:
-        if framework == DETECTRON2 or (framework == "auto" and framework_of(config) == DETECTRON2):
+        found = framework_of(config)  # which checks the file, too
+        if (found if framework == "auto" else framework) == DETECTRON2:
             train_with_detectron2(parse_detectron2_args(argv, config))
         else:
             train_with_mmdet(parse_args(argv))

@@ -65,10 +65,11 @@ def count_detector(detector: nn.Module, shape: tuple[int, int], rois: int) -> li
         and isinstance(detector.proposal_generator, RPN)
         and isinstance(heads, StandardROIHeads)
         and not isinstance(heads.box_head, nn.ModuleList)
+        and not (heads.keypoint_on or hasattr(detector, "sem_seg_head"))
     ):
         raise UserError(
-            "only dense detectors and those with an RPN and StandardROIHeads of one stage can be counted, got "
-            f"{type(detector).__name__}{f' with {type(heads).__name__}' if heads else ''}"
+            "only dense detectors and those with an RPN and StandardROIHeads of one stage, for boxes and masks alone, "
+            f"can be counted, got {type(detector).__name__}{f' with {type(heads).__name__}' if heads else ''}"
         )
     count = DetectorCounter(detector, ROIAlign)
     divisor = max(1, detector.backbone.size_divisibility)

@@ -2,7 +2,7 @@
 
 from detectron2.config import defaults
 
-from dk_detection.detectron2 import add_dk_config
+from dk_detection.detectron2.config import add_dk_config
 
 
 def setup_environment() -> None:

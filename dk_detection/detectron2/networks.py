@@ -40,11 +40,12 @@ def to_deformable(module: nn.Module, layer: type[nn.Conv2d] | str, *, select, **
 
     exchanged = {before[name]: module.get_submodule(name) for name in names}
     for conv, new in exchanged.items():
+        if not new.weight.requires_grad:
+            for branch in new.children():
+                branch.requires_grad_(False)
         if conv in held:
             new.norm, new.activation = held[conv]
             new.register_forward_hook(_norm_and_activation)
-        if not new.weight.requires_grad:
-            new.requires_grad_(False)
     # FPN keeps its convolutions in plain lists besides, and runs those.
     for parent in module.modules():
         for value in vars(parent).values():

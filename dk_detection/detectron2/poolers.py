@@ -6,7 +6,7 @@ from functools import partial
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.poolers import ROIPooler
-from torch import nn
+from torch import Tensor, nn
 
 from dk_detection.detectron2.config import arguments
 from dk_detection.layers.table import TABLE
@@ -60,9 +60,14 @@ class DkROIPooler(ROIPooler):
         # What ROIPooler calls for each level. A list of modules would name a shared layer's parameters once a level.
         del self.level_poolers
         self.level_poolers = [
-            partial(self.roi_layers[0 if share_levels else level], spatial_scale=scale)
+            partial(_pool, layer=self.roi_layers[0 if share_levels else level], spatial_scale=scale)
             for level, scale in enumerate(scales)
         ]
+
+
+def _pool(feature: Tensor, rois: Tensor, *, layer: nn.Module, spatial_scale: float) -> Tensor:
+    """What a layer pools, in the type of the map under autocast too: ROIPooler puts it into a tensor of that type."""
+    return layer(feature, rois, spatial_scale=spatial_scale).to(feature.dtype)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -29,12 +29,14 @@ from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from dk_detection.config_files import UserError, is_lazy_config
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
 from dk_detection.detectron2.solver import LearningRateFactors
 
+_LAZY_KEYS = ("model", "dataloader", "train", "optimizer", "lr_multiplier")
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
 
 
@@ -67,6 +69,7 @@ def run(
         UserError: Something that the user can put right.
         KeyboardInterrupt: With a message that tells how to continue.
     """
+    os.environ.pop("DETECTRON2_ENV_MODULE", None)  # for Detectron2's own scripts; ours needs none
     args = Namespace(config_file=config, resume=resume, eval_only=eval_only, opts=opts or [])
     job = _load(args)
     under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
@@ -76,17 +79,20 @@ def run(
             f"{config}: Detectron2 trains a YAML config in several processes on GPUs only, and there is none; a "
             "LazyConfig trains on the CPU, too"
         )
+    if job.amp and job.device == "cpu" and not eval_only:
+        raise UserError(f"{config}: Detectron2 trains with mixed precision on a GPU only, and there is none")
+    if under_torchrun:
+        _join_torchrun()
+        return _main(args)
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}")
     try:
-        if under_torchrun:
-            _join_torchrun()
-            _main(args)
-        else:
-            launch(_main, num_gpus, num_machines, machine_rank, dist_url, (args,))
-    except urllib.error.URLError as error:
-        raise UserError(
-            f"pretrained weights could not be downloaded ({error.reason}); name a file of them, or start from random "
-            "ones with MODEL.WEIGHTS '' (YAML) or train.init_checkpoint='' (LazyConfig)"
-        ) from error
+        launch(_main, num_gpus, num_machines, machine_rank, dist_url, (args,))
+    except ProcessRaisedException as error:  # of several processes; it holds the text of the first one's traceback
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if not kind.endswith(UserError.__name__):
+            raise
+        raise UserError(message) from None
 
 
 def _join_torchrun() -> None:
@@ -102,6 +108,11 @@ def _main(args: Namespace) -> None:
     default_setup(job.cfg, args)
     try:
         results = job.evaluate(args.resume) if args.eval_only else job.train(args.resume)
+    except urllib.error.URLError as error:
+        raise UserError(
+            f"pretrained weights could not be downloaded ({error.reason}); name a file of them, or start from random "
+            "ones with MODEL.WEIGHTS '' (YAML) or train.init_checkpoint='' (LazyConfig)"
+        ) from error
     except KeyboardInterrupt:
         if not DetectionCheckpointer(nn.Module(), job.output_dir).has_checkpoint():
             raise KeyboardInterrupt("interrupted before the first checkpoint") from None
@@ -117,9 +128,13 @@ def _load(args: Namespace) -> "_YamlJob | _LazyJob":
     if job.output_dir == _DEFAULT_OUTPUT_DIR:
         job.output_dir = os.path.join("work_dirs", os.path.splitext(os.path.basename(args.config_file))[0])
     check_data(job.data_sets(training=not args.eval_only))
+    if isinstance(job, _YamlJob):  # a LazyConfig brings its evaluator
+        for name in job.cfg.DATASETS.TEST:
+            if (kind := MetadataCatalog.get(name).get("evaluator_type")) != "coco":
+                raise UserError(f"{name}: only data sets of COCO's kind can be evaluated here, this one's is {kind}")
     weights = job.weights
     resumes = args.resume and os.path.isfile(os.path.join(job.output_dir, "last_checkpoint"))
-    if weights and not resumes and "://" not in weights and not os.path.isfile(weights):
+    if weights and not resumes and "://" not in weights and not os.path.isfile(weights.partition("?")[0]):
         raise UserError(f"{weights}: there is no such checkpoint")
     if args.eval_only and not weights and not resumes:
         raise UserError(
@@ -149,11 +164,6 @@ class _Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, folder="inference"):
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if kind != "coco":
-            raise UserError(
-                f"{dataset_name}: only data sets of COCO's kind can be evaluated here, this one's is {kind}"
-            )
         return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
 
     @classmethod
@@ -201,6 +211,10 @@ class _YamlJob:
     def weights(self) -> str:
         return self.cfg.MODEL.WEIGHTS
 
+    @property
+    def amp(self) -> bool:
+        return self.cfg.SOLVER.AMP.ENABLED
+
     def data_sets(self, training: bool) -> list[str]:
         return [*(self.cfg.DATASETS.TRAIN if training else ()), *self.cfg.DATASETS.TEST]
 
@@ -230,7 +244,7 @@ class _LazyJob:
             self.cfg = LazyConfig.apply_overrides(self.cfg, opts)
         except Exception as error:
             raise UserError(f"{' '.join(opts)}: expected key=value ... ({_reason(error)})") from error
-        if missing := [key for key in ("model", "dataloader", "train", "optimizer") if key not in self.cfg]:
+        if missing := [key for key in _LAZY_KEYS if key not in self.cfg]:
             raise UserError(f"{path}: the config sets no {missing[0]}")
 
     @property
@@ -252,6 +266,10 @@ class _LazyJob:
     @property
     def weights(self) -> str:
         return self.cfg.train.init_checkpoint
+
+    @property
+    def amp(self) -> bool:
+        return self.cfg.train.amp.enabled
 
     def data_sets(self, training: bool) -> list[str]:
         loaders = [self.cfg.dataloader.get(name) for name in (("train", "test") if training else ("test",))]
@@ -334,9 +352,14 @@ def _latest(trainer) -> dict:
 
 
 def _summarise(results: dict, output_dir: str) -> None:
-    names = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
-    names |= {name.replace("/", "_TTA/"): f"{figure} with augmentation" for name, figure in names.items()}
-    if figures := [f"{figure} {results[name]:.1f}" for name, figure in names.items() if name in results]:
+    names = {"bbox": "box AP", "segm": "mask AP"}
+    names |= {f"{kind}_TTA": f"{figure} with augmentation" for kind, figure in names.items()}
+    figures = []
+    for key, value in results.items():
+        *data_set, kind, metric = key.split("/")  # the data set is named where there are several
+        if metric == "AP" and kind in names:
+            figures.append(" ".join([*data_set, names[kind], f"{value:.1f}"]))
+    if figures:
         print(f"{', '.join(figures)} (COCO metric, 0 to 100)", flush=True)
     print(f"Everything is in {output_dir}", flush=True)
 

@@ -13,9 +13,12 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dk_detection.complexity.counting import Part, Progress, format_table, total
+from dk_detection.complexity.counting import Part, Progress, format_table, parameters, total
 from dk_detection.complexity.detectors import DetectorCounter, fixed_rois, zero_on_cpu
 from dk_detection.config_files import UserError
+
+# The parts that are run; a RoI head with others would be counted too low.
+_ROI_HEAD_PARTS = {"bbox_roi_extractor", "bbox_head", "mask_roi_extractor", "mask_head", "shared_head"}
 
 
 def count_config(path: str | os.PathLike, shape: tuple[int, int] = (800, 1200), rois: int = 1000) -> list[Part]:
@@ -71,6 +74,13 @@ def count_detector(detector: nn.Module, shape: tuple[int, int], rois: int) -> li
         return count.finish()
     count("RPN", [detector.rpn_head], lambda: detector.rpn_head(maps))
 
+    children = detector.roi_head.named_children()
+    extra = {name for name, child in children if parameters(child)} - _ROI_HEAD_PARTS
+    if extra:
+        raise UserError(
+            f"a RoI head with more than boxes and masks cannot be counted, got {type(detector.roi_head).__name__} with "
+            f"{', '.join(sorted(extra))}"
+        )
     head = zero_on_cpu(detector.roi_head)
     maps = [torch.zeros(each.shape) for each in maps]
     boxes = fixed_rois(rois, shape)

@@ -17,6 +17,25 @@ MODULATED_VALUE = 1
 MULTIPLY_ADDS: dict[str, Callable[[Sequence, Sequence], int]] = {}
 
 
+def jit_handle(multiply_adds: Callable[[Sequence, Sequence], int], get_shape: Callable) -> Callable:
+    """The handle by which a counter of fvcore's kind, also MMEngine's, counts an operator in a jit trace.
+
+    Args:
+        multiply_adds: As in `MULTIPLY_ADDS`.
+        get_shape: The counter's own function, from a value of the trace to its shape or to None.
+    """
+
+    def argument(value):
+        """The shape of a tensor, a constant as it is, and None for all else."""
+        shape = get_shape(value)
+        return value.toIValue() if shape is None else shape
+
+    def handle(inputs, outputs):  # values of a jit trace
+        return multiply_adds([argument(value) for value in inputs], get_shape(outputs[0]))
+
+    return handle
+
+
 def register(operator: str, multiply_adds: Callable[[Sequence, Sequence], int]) -> None:
     """Makes the FLOP counters see `operator`.
 

@@ -77,6 +77,14 @@ def test_wrong_configs(tmp_path, text, message):
         count_config(path, (64, 64))
 
 
-def test_cascade_is_refused():
-    with pytest.raises(UserError, match="one stage can be counted, got GeneralizedRCNN with CascadeROIHeads"):
-        count_config(model_zoo.get_config_file("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"), (64, 64))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Misc/cascade_mask_rcnn_R_50_FPN_1x", "got GeneralizedRCNN with CascadeROIHeads"),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", "for boxes and masks alone, can be counted, got GeneralizedRCNN"),
+        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x", "got PanopticFPN with StandardROIHeads"),
+    ],
+)
+def test_what_would_be_counted_too_low(name, message):
+    with pytest.raises(UserError, match=message):
+        count_config(model_zoo.get_config_file(f"{name}.yaml"), (64, 64))

@@ -96,7 +96,7 @@ def read(path):
 def test_the_same_stems_as_for_mmdetection():
     for family in ("dcnv2", "dk", "deformed_shapes"):
         ours, theirs = ({path.stem for path in (ROOT / name / family).iterdir()} for name in ("detectron2", "mmdet"))
-        assert ours == theirs if family != "deformed_shapes" else ours <= theirs
+        assert ours == theirs
     assert len({path.stem for path in FILES}) == len(FILES)
 
 
@@ -107,6 +107,9 @@ def test_config(path):
     assert framework_of(path) == DETECTRON2
     cfg, model, optimizer, factors, base_rate = read(path)
     check_contents(name, cfg, model)
+
+    expected = {"dpool": 0.01, "mdpool": 0.1 if name["dataset"] == "deformed-shapes" else None}.get(name["pool"])
+    assert factors.get("offset_fc") == expected
 
     # The keys of the learning-rate factors name the branches that steer the sampling, all of them.
     rates = {p: group["lr"] / base_rate for group in optimizer.param_groups for p in group["params"]}

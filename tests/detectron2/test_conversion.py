@@ -1,15 +1,12 @@
 """The same weights give the same detector in both frameworks."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
@@ -19,8 +16,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dk_detection.checkpoint_names import LIFTING_BRANCHES, framework_of_names, to_detectron2, to_mmdet
-from dk_detection.config_files import UserError
+from dk_detection.checkpoint_names import LIFTING_BRANCHES, to_detectron2, to_mmdet
 from dk_detection.detectron2 import DkDeformable, DkResNetDW
 from dk_detection.layers._base import ZeroConv2d
 from dk_detection.layers._lifted import LiftedAtRest
@@ -193,34 +189,3 @@ def test_lifting_branches_are_those_of_the_table():
         if row.kind == "conv":
             branches = [name for name, m in row.layer(4, 4, 3).named_children() if isinstance(m, ZeroConv2d)]
             assert any(name in LIFTING_BRANCHES for name in branches) == issubclass(row.layer, LiftedAtRest), row.token
-
-
-def test_names():
-    assert framework_of_names(["backbone.layer1.0.conv1.weight", "neck.x"]) == "mmdet"
-    assert framework_of_names(["backbone.bottom_up.stem.conv1.weight"]) == "detectron2"
-    with pytest.raises(UserError, match=r"bbox_head\.cls\.weight: no Faster or Mask R-CNN of MMDetection"):
-        to_detectron2({"bbox_head.cls.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match="15 channels, which 4 aspect ratios"):
-        to_detectron2({"rpn_head.rpn_cls.weight": torch.zeros(15, 2, 1, 1)}, num_ratios=4)
-    offset = {"backbone.bottom_up.res3.1.conv2_offset.weight": torch.zeros(18, 4, 3, 3)}
-    assert list(to_mmdet(offset)) == ["backbone.layer2.1.conv2.conv_offset.weight"]
-
-
-def test_command_line(tmp_path):
-    weights = {"rpn_head.rpn_cls.bias": torch.arange(6.0), "backbone.bn1.num_batches_tracked": torch.tensor(3)}
-    torch.save({"state_dict": weights, "meta": {}}, tmp_path / "mmdet.pth")
-    for source, target in (("mmdet", "detectron2"), ("detectron2", "back")):
-        script = ROOT / "tools" / "convert_checkpoint.py"
-        done = subprocess.run(
-            [sys.executable, script, tmp_path / f"{source}.pth", tmp_path / f"{target}.pth"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=ROOT,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-    there = torch.load(tmp_path / "detectron2.pth")
-    assert list(there) == ["model"]
-    assert there["model"]["proposal_generator.rpn_head.objectness_logits.bias"].tolist() == [0, 2, 4, 1, 3, 5]
-    back = torch.load(tmp_path / "back.pth")["state_dict"]
-    assert {name: value.tolist() for name, value in back.items()} == {"rpn_head.rpn_cls.bias": list(range(6))}

@@ -126,6 +126,15 @@ def test_training_moves_the_branches(row):
         assert all(len(result["instances"]) for result in net.eval()(batch()))
 
 
+def test_norm_of_a_frozen_convolution_learns_as_before():
+    net = torch.nn.Sequential(Conv2d(4, 4, 3, padding=1, norm=torch.nn.BatchNorm2d(4)))
+    net[0].weight.requires_grad_(False)
+    to_deformable(net, "mdconv", select="0")
+    learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+    assert {name for name, learns in learning.items() if learns} == {"0.bias", "0.norm.weight", "0.norm.bias"}
+    assert "0.conv_offset.weight" in learning
+
+
 def test_frozen_stages_freeze_their_branches():
     net = detector(exchange=exchange("mdconv", "backbone.bottom_up.*.conv2"))  # FREEZE_AT is 2
     learning = {name.split(".")[2] for name, p in net.named_parameters() if "conv_offset" in name and p.requires_grad}
@@ -236,9 +245,10 @@ def test_flops_are_counted():
     assert counts[0] - counts[1] == offsets
 
 
-def test_environment_module():
+@pytest.mark.parametrize("first", ["detectron2", "dk_detection.detectron2"])
+def test_environment_module(first):
     code = (
-        "from detectron2.config import get_cfg\nfrom detectron2.modeling import META_ARCH_REGISTRY\n"
+        f"import {first}\nfrom detectron2.config import get_cfg\nfrom detectron2.modeling import META_ARCH_REGISTRY\n"
         "print(get_cfg().MODEL.DK.NETWORK, 'DkDeformable' in META_ARCH_REGISTRY)"
     )
     env = {**os.environ, "DETECTRON2_ENV_MODULE": "dk_detection.detectron2.env"}

@@ -89,11 +89,12 @@ def test_parameters_are_named_once_and_copies_are_separate():
     assert not other(features, lists).allclose(module(features, lists))
 
 
-def test_autocast():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast(dtype):
     module = pooler("DkModulatedDeformRoIPool")
-    features, lists = [value.bfloat16() for value in maps()], boxes(9, 2)
+    features, lists = [value.to(dtype) for value in maps()], boxes(9, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        assert module(features, lists).dtype == torch.bfloat16
+        assert module(features, lists).dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,11 @@ def test_single_stage(tmp_path):
             "wrong.py: only single-stage detectors and two-stage ones .* got CascadeRCNN",
         ),
         (
+            "_base_ = 'mmdet::ms_rcnn/ms-rcnn_r50-caffe_fpn_1x_coco.py'",
+            (64, 64),
+            "wrong.py: a RoI head with more than boxes and masks cannot be counted, got MaskScoringRoIHead with mask_i",
+        ),
+        (
             "_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'\n"
             "model = dict(backbone=dict(dcn=dict(type='DCNv2'), stage_with_dcn=(False, False, False, True)))",
             (64, 64),

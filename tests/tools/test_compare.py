@@ -23,7 +23,8 @@ seed = int(next(a for a in arguments if a.startswith("randomness.seed=")).partit
 if config.stem == "broken" and seed == 1:
     sys.exit("no such thing")
 work_dir.mkdir(parents=True, exist_ok=True)
-metrics = {} if config.stem == "blind" else {"coco/bbox_mAP": 0.4 + 0.01 * seed, "coco/segm_mAP": 0.3}
+metrics = {"coco/bbox_mAP": 0.4 + 0.01 * seed, "coco/segm_mAP": 0.3}
+metrics = {"blind": {}, "boxes": {"coco/bbox_mAP": 0.5}}.get(config.stem, metrics)
 (work_dir / "val.metrics.json").write_text(json.dumps({"metrics": metrics}))
 """
 
@@ -50,16 +51,17 @@ def compare(tmp_path, monkeypatch):
 
 
 def test_table(compare):
-    code, text, calls = compare("sharp", "blind", options=["--seeds", "0", "1", "4", "--cfg-options", "a.b=1"])
+    code, text, calls = compare("sharp", "blind", "boxes", options=["--seeds", "0", "1", "4", "--cfg-options", "a.b=1"])
     assert code == 0
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert rows == [
         "| `sharp` | 41.7 ± 2.1 (40.0, 41.0, 44.0) | 30.0 ± 0.0 (30.0, 30.0, 30.0) |",
         "| `blind` | 0.0 ± 0.0 (0.0, 0.0, 0.0) | 0.0 ± 0.0 (0.0, 0.0, 0.0) |",
+        "| `boxes` | 50.0 ± 0.0 (50.0, 50.0, 50.0) | - |",
     ]
     assert "seeds 0, 1, 4" in text and "`a.b=1`" in text
-    assert len(calls) == 6 and all("--resume" in call and call[-1] == "a.b=1" for call in calls)
-    assert len({call[call.index("--work-dir") + 1] for call in calls}) == 6
+    assert len(calls) == 9 and all("--resume" in call and call[-2] == "a.b=1" for call in calls)
+    assert len({call[call.index("--work-dir") + 1] for call in calls}) == 9
 
 
 def test_one_seed_has_no_spread(compare):

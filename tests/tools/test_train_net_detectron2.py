@@ -113,13 +113,20 @@ def test_detectron2_is_not_installed(tmp_path, form, name, text):
         (["--cfg-options", "a=1"], "--cfg-options is for MMDetection"),
         (["--launcher", "pytorch"], "--launcher is for MMDetection"),
         (["--no-such"], "unrecognized arguments: --no-such (--help lists the options)"),
+        (["--cfg-options", "a=1", "{}"], "--cfg-options is for MMDetection"),
         (["--num-machines", "2"], "--num-machines needs --dist-url, the address of the first machine"),
     ],
 )
 @pytest.mark.parametrize(("name", "instead"), [("tiny.py", "train.output_dir=DIR"), ("tiny.yaml", "OUTPUT_DIR DIR")])
 def test_arguments(folder, name, instead, argv, message):
     path = folder / name
-    assert refused(plain("--config", path, *argv)).startswith(message.format(path, instead))
+    option = () if "{}" in argv else ("--config", path)
+    argv = [path if argument == "{}" else argument for argument in argv]
+    assert refused(plain(*option, *argv)).startswith(message.format(path, instead))
+
+
+def test_no_config():
+    assert refused(plain("--framework", "detectron2", "gone.yaml")) == "gone.yaml: there is no such config file"
 
 
 def test_config_of_the_other_framework(train_net):
@@ -135,6 +142,9 @@ def test_config_of_the_other_framework(train_net):
         ("tiny.py", ["train.max_iter"], "train.max_iter: expected key=value ... ("),
         ("tiny.yaml", ["MODEL.WEIGHTS", "gone.pth"], "gone.pth: there is no such checkpoint"),
         ("tiny.py", ["train.init_checkpoint=gone.pth"], "gone.pth: there is no such checkpoint"),
+        ("tiny.yaml", ["MODEL.WEIGHTS", "gone.pth?matching_heuristics=True"], "gone.pth?matching_heuristics=True: "),
+        ("tiny.yaml", ["SOLVER.AMP.ENABLED", "True"], "{}: Detectron2 trains with mixed precision on a GPU only"),
+        ("tiny.py", ["train.amp.enabled=True"], "{}: Detectron2 trains with mixed precision on a GPU only"),
         (
             "tiny.py",
             ["--eval-only"],
@@ -143,6 +153,11 @@ def test_config_of_the_other_framework(train_net):
         ("tiny.yaml", ["--eval-only"], "--eval-only: name a checkpoint with MODEL.WEIGHTS CKPT, or write --resume"),
         ("tiny.yaml", ["--num-gpus", "2"], "{}: Detectron2 trains a YAML config in several processes on GPUs only"),
         ("tiny.yaml", ["DATASETS.TEST", "('no_such',)"], "no data set is registered as 'no_such'"),
+        (
+            "tiny.yaml",
+            ["DATASETS.TEST", "('cityscapes_fine_instance_seg_val',)"],
+            "cityscapes_fine_instance_seg_val: only data sets of COCO's kind can be evaluated here",
+        ),
         (
             "tiny.yaml",
             ["DATASETS.TRAIN", "('coco_2017_train',)"],
@@ -211,9 +226,27 @@ def test_yaml(train_net, folder, tmp_path):
     assert done.code == 0, done.err
     assert iterations(run) == [1, 2]  # Detectron2 logs the last iteration of a run
 
-    done = train_net(*common, "--eval-only", "MODEL.WEIGHTS", run / "model_final.pth", "OUTPUT_DIR", tmp_path / "new")
+    weights = f"{run / 'model_final.pth'}?matching_heuristics=True"
+    done = train_net(*common, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / "new")
     assert done.code == 0, done.err
     assert "Everything is in" in done.out
+
+
+def test_error_in_one_of_several_processes(environment, folder):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    argv = ["--eval-only", "--num-gpus", "2", "train.init_checkpoint=https://localhost:1/x.pkl"]
+    done = plain("--config", folder / "tiny.py", *argv, env={**os.environ, **environment}, cwd=folder)
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("train_net.py: pretrained weights could not be downloaded (")
+
+
+def test_figures_of_several_data_sets(capsys):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2.train import _summarise
+
+    _summarise({"a/bbox/AP": 31.25, "a/bbox/AP50": 40.0, "b/segm/AP": 20.0, "bbox_TTA/AP": 50.0}, "here")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "a box AP 31.2, b mask AP 20.0, box AP with augmentation 50.0 (COCO metric, 0 to 100)"
 
 
 def test_torchrun(environment, folder, tmp_path):
