@@ -38,12 +38,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def train(config: Path, seed: int, work_dir: Path, options: list[str]) -> dict[str, float]:
-    """Trains to the end, from wherever an earlier call got to. Returns the metrics, 0 where nothing was detected."""
-    options = [f"randomness.seed={seed}", *options]
+    """Trains to the end, from wherever an earlier call got to. Returns those metrics that the config asks for.
+
+    Where nothing was detected there are none at all; then they are 0.
+    """
+    options = [*options, f"randomness.seed={seed}"]
     command = [sys.executable, TRAIN_NET, "--config", config, "--work-dir", work_dir, "--resume", "--cfg-options"]
     subprocess.run([*command, *options], check=True)
     metrics = json.loads((work_dir / "val.metrics.json").read_text(encoding="utf-8"))["metrics"]
-    return {name: 100 * metrics.get(key, 0.0) for key, name in METRICS.items()}
+    return {name: 100 * metrics.get(key, 0.0) for key, name in METRICS.items() if key in metrics or not metrics}
 
 
 def table(results: dict[str, dict[int, dict[str, float]]], options: list[str]) -> str:
@@ -60,7 +63,10 @@ def table(results: dict[str, dict[int, dict[str, float]]], options: list[str]) -
     for stem, runs in results.items():
         cells = [f"`{stem}`"]
         for name in METRICS.values():
-            values = [runs[seed][name] for seed in sorted(runs)]
+            values = [runs[seed][name] for seed in sorted(runs) if name in runs[seed]]
+            if not values:
+                cells.append("-")
+                continue
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread} ({', '.join(f'{value:.1f}' for value in values)})")
         lines.append(f"| {' | '.join(cells)} |")

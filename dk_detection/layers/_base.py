@@ -4,17 +4,28 @@ import torch
 from torch import Tensor, nn
 
 
-class _Branch(nn.Conv2d):
-    """Keeps MMEngine's initialisers away: they choose by the names of a module's class and of its direct bases."""
+# These keep MMEngine's initialisers away: they choose by the names of a module's class and of its direct bases.
+class _BranchConv2d(nn.Conv2d):
+    pass
 
 
-class ZeroConv2d(_Branch):
-    """An offset branch: nn.Conv2d whose initial state is zero, whoever asks for it to be initialised."""
+class _BranchLinear(nn.Linear):
+    pass
 
+
+class _Zero:
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class ZeroConv2d(_Zero, _BranchConv2d):
+    """An offset branch: nn.Conv2d whose initial state is zero, whoever asks for it to be initialised."""
+
+
+class ZeroLinear(_Zero, _BranchLinear):
+    """The end of an offset branch: nn.Linear whose initial state is zero, whoever asks for it to be initialised."""
 
 
 class RigidAtRest:

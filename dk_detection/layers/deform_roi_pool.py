@@ -5,16 +5,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from dk_detection.layers._base import ZeroLinear
 from dk_detection.ops import deform_roi_pool
 from dk_detection.ops._common import pair
-
-
-class ZeroLinear(nn.Linear):
-    """The end of an offset branch: nn.Linear whose initial state is zero, whoever asks for it to be initialised."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
 
 
 def _branch(*features: int, **factory) -> list[nn.Module]:

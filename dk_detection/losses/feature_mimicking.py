@@ -78,7 +78,7 @@ def cosine_similarity(rcnn_features: Tensor, features: Tensor) -> Tensor:
     """
     if rcnn_features.shape != features.shape or features.dim() != 2:
         raise ValueError(
-            "mimic_loss: the features must both be [m, D], got shapes "
+            "cosine_similarity: the features must both be [m, D], got shapes "
             f"{list(rcnn_features.shape)} and {list(features.shape)}"
         )
     # The sum of squares of 1024 numbers soon leaves the range of float16.

@@ -3,10 +3,10 @@
 import copy
 
 from mmdet.registry import MODELS
-from mmengine.model import BaseModule, PretrainedInit, initialize
+from mmengine.model import BaseModule
 
 from dk_detection.backbones import MobileNetV2, ResNetDW
-from dk_detection.layers._base import RigidAtRest
+from dk_detection.mmdet.networks import BackToRest
 
 
 class _WithInitCfg:
@@ -18,18 +18,7 @@ class _WithInitCfg:
     def __init__(self, *args, init_cfg: dict | list[dict] | None = None, **options) -> None:
         super().__init__(*args, **options)
         self.init_cfg = copy.deepcopy(init_cfg)
-
-    def init_weights(self) -> None:
-        """As BaseModule's, which by itself would not find layers inside torchvision's containers."""
-        if not self.is_init:
-            everything = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
-            checkpoints = [cfg for cfg in everything if cfg["type"] in ("Pretrained", PretrainedInit)]
-            initialize(self, [cfg for cfg in everything if cfg not in checkpoints])
-            for layer in self.modules():
-                if isinstance(layer, RigidAtRest):
-                    layer.init_weights()
-            self.init_cfg = checkpoints
-        super().init_weights()
+        self.back_to_rest = BackToRest(self)
 
 
 @MODELS.register_module(force=True)

@@ -120,4 +120,4 @@ def _find(kind) -> type[nn.Module]:
             "DkRoIExtractor: type of roi_layer must be a RoI layer's class or its name in dk_detection.layers.table, "
             f"mmcv.ops or MMDetection's registry, got {kind!r}"
         )
-    return found
+    return getattr(found, "__wrapped__", found)  # the registry has our layers' builders, which take options of mmcv's

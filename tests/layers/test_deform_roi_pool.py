@@ -216,12 +216,14 @@ def test_rest_survives_initialisation(build):
 def test_rest_survives_mmengine():
     mmengine = pytest.importorskip("mmengine.model")
     model = mmengine.BaseModule(init_cfg=[dict(type="Xavier", layer=["Linear", "Conv2d"], bias=3.0)])
-    model.pool, model.other = make(ModulatedDeformRoIPool), nn.Linear(3, 3)
-    model.ps = make_ps()
+    # In a RoI extractor they are in a list, in which MMEngine does not look for init_weights.
+    model.pool, model.listed = make(ModulatedDeformRoIPool), nn.ModuleList([make(ModulatedDeformRoIPool)])
+    model.ps, model.other = make_ps(), nn.Linear(3, 3)
     model.init_weights()
-    assert model.other.bias.tolist() == [3.0] * 3 and model.pool.offset_fc[0].bias[0] == 3  # it did go over them
-    values = model.pool.offset_fc(torch.rand(2, 30))
-    assert values.count_nonzero() == 0
+    assert model.other.bias.tolist() == [3.0] * 3
+    for pool in (model.pool, *model.listed):
+        assert pool.offset_fc[0].bias[0] == 3  # it did go over them
+        assert pool.offset_fc(torch.rand(2, 30)).count_nonzero() == 0
     assert model.ps.conv_offset.weight.count_nonzero() == model.ps.conv_offset.bias.count_nonzero() == 0
 
 

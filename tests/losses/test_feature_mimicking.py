@@ -77,7 +77,7 @@ def test_dead_feature(dtype):
 
 @pytest.mark.parametrize("shapes", [((3, 4), (3, 5)), ((3, 4), (1, 4)), ((3, 4, 1), (3, 4, 1))])
 def test_features_that_do_not_fit(shapes):
-    with pytest.raises(ValueError, match=r"mimic_loss: the features must both be \[m, D\], got shapes \[3, 4"):
+    with pytest.raises(ValueError, match=r"cosine_similarity: the features must both be \[m, D\], got shapes \[3, 4"):
         mimic_loss(*(torch.ones(shape) for shape in shapes))
 
 

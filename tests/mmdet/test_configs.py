@@ -53,7 +53,7 @@ def test_config_is_what_its_name_says(path):
         rates |= {"kernel_offset": 0.1} | ({"offset_fc": 0.1} if name["roi"] else {})
     elif name["dk_backbone"]:  # Deformable Kernels, Section 4
         factor = {"r50-dw": 0.01, "mobilenet-v2": 0.1}[name["dk_backbone"]]
-        rates = {"kernel_offset": factor, "conv_offset": factor, "routing": 1}
+        rates = {"kernel_offset": factor, "conv_offset": factor}
         assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
     detector = {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}[name["detector"]]
@@ -66,6 +66,10 @@ def test_config_is_what_its_name_says(path):
         assert cfg.param_scheduler[-1].milestones == MILESTONES[name["schedule"]]
     else:
         assert schedule.max_iters == 1000 * float(name["schedule"].removesuffix("k"))
+    if name["schedule"] == "16e":  # Deformable ConvNets v2, Sections 3.2 and 5.1
+        optimizer = cfg.optim_wrapper.optimizer
+        assert (optimizer.lr, optimizer.weight_decay, optimizer.momentum) == (0.02, 1e-4, 0.9)
+        assert (cfg.model.train_cfg.rpn_proposal.max_per_img, cfg.model.test_cfg.rpn.max_per_img) == (2000, 1000)
     last = cfg.param_scheduler[-1]
     assert last.end == schedule.get("max_epochs", schedule.get("max_iters"))
 
@@ -103,6 +107,7 @@ def test_config_is_what_its_name_says(path):
         layers = getattr(model.roi_head, f"{head}_roi_extractor").roi_layers
         assert {type(layer) for layer in layers} == {LAYERS[name["roi"]] if name["roi"] else RoIAlign}
         assert {layer.output_size for layer in layers} == {(size, size)}
+        assert name["schedule"] != "16e" or {layer.sampling_ratio for layer in layers} == {2}
     if name["dk_backbone"]:
         check_places_of_dk(name, net)
     else:

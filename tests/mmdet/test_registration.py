@@ -12,14 +12,16 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer, get_model_complexity_info
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 import dk_detection.mmdet
-from dk_detection.layers import DeformConv2d, ModulatedDeformConv2d
+from dk_detection.layers import DeformConv2d, LocalDeformKernel2d, ModulatedDeformConv2d
 from dk_detection.layers.table import TABLE
+from dk_detection.mmdet.networks import BackToRest
 
 ROWS = [row for row in TABLE if row.kind == "conv"]
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.token)
@@ -236,6 +238,40 @@ def test_offset_branches_are_at_rest_without_a_checkpoint():
     layers = [m for m in net.modules() if isinstance(m, ModulatedDeformConv2d)]
     assert len(layers) == 8
     assert all(p.eq(0).all() for layer in layers for p in layer.conv_offset.parameters())
+
+
+def mobilenet(exchange="dk", **options):
+    exchange = dict(layer=exchange, select="layer[67].*.depthwise_conv.conv")
+    return MODELS.build(dict(type="DkDeformable", network="MobileNetV2", exchange=exchange, **options))
+
+
+def test_deformable_kernels_are_rigid_ones_inside_containers_too():
+    """MMEngine itself does not ask them: they are in containers of torch."""
+    net = mobilenet()
+    before = [m.weight.clone() for m in net.modules() if isinstance(m, LocalDeformKernel2d)]
+    net.init_weights()
+    layers = [m for m in net.modules() if isinstance(m, LocalDeformKernel2d)]
+    assert len(layers) == len(before) == 4
+    for layer, old in zip(layers, before, strict=True):
+        weight = layer.weight.clone()
+        assert not torch.equal(weight, old)  # MMEngine has drawn it
+        layer.init_weights()  # changes what is not lifted
+        assert torch.equal(layer.weight, weight)
+
+
+def test_checkpoint_of_a_part_stays(tmp_path):
+    learned = mobilenet()
+    for module in learned.modules():
+        if isinstance(module, LocalDeformKernel2d):
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.kernel_offset.weight)
+    torch.save(dict(state_dict=learned.state_dict()), tmp_path / "learned.pth")
+    whole = BaseModule()
+    whole.part = mobilenet(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "learned.pth")))
+    whole.back_to_rest = BackToRest(whole)
+    whole.init_weights()
+    loaded = whole.part.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in learned.state_dict().items())
 
 
 def test_two_exchanges_and_options():

@@ -66,6 +66,11 @@ def test_registered(row):
     assert row.name in MODELS and row.name in ROOT_MODELS
 
 
+def test_name_with_its_scope():
+    layer = make("mmdet.DkDeformRoIPool", [16]).roi_layers[0]
+    assert type(layer) is DeformRoIPool and layer.output_channels == CHANNELS
+
+
 @rows
 @strides_
 @pytest.mark.parametrize("shared", (True, False))

@@ -13,5 +13,4 @@ optim_wrapper = dict(
         custom_keys={
             'kernel_offset': dict(lr_mult=0.1),
             'conv_offset': dict(lr_mult=0.1),
-            'routing': dict(lr_mult=1.0),
         }))
