@@ -1,10 +1,12 @@
 """R-CNN feature mimicking in whole detectors: what it adds in training, and that nothing of it is left afterwards."""
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +114,27 @@ def test_training(detector):
     assert logs[0]["loss_mimic_cls"].isclose(logs[1]["loss_mimic_cls"], rtol=0.1)  # nothing was learned in between
     assert not torch.equal(model.mimic.classifier.weight, before)
     copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("detector", [DETECTORS["c5"], DETECTORS["norms learn"]], ids=["c5", "norms learn"])
+def test_mixed_precision(detector, monkeypatch):
+    """What AMP does but for the scaling of the loss: the whole detector under autocast, its weights in float32.
+
+    On the CPU mmcv's RoI pooling does not know bfloat16, so both detectors pool by ours, and its NMS gets float32.
+    """
+    mmcv_nms = importlib.import_module("mmcv.ops.nms")  # mmcv.ops.nms itself is the function
+    theirs = mmcv_nms.ext_module
+    float32 = SimpleNamespace(nms=lambda boxes, scores, **options: theirs.nms(boxes.float(), scores.float(), **options))
+    monkeypatch.setattr(mmcv_nms, "ext_module", float32)
+    model = build(small(*detector))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = losses_of(model, batch())
+    for name in ("loss_mimic", "loss_mimic_cls", "mimic_cosine"):
+        assert losses[name].dtype == torch.float32 and losses[name].isfinite(), name
+    model.parse_losses(losses)[0].backward()
+    learning = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in learning)
+    assert model.mimic.classifier.weight.grad.any()
 
 
 @detectors
