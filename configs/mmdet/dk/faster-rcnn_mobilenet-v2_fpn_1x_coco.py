@@ -1,16 +1,12 @@
-_base_ = [
-    '../_base_/faster-rcnn_mobilenet-v2_fpn.py',
-    '../_base_/coco_detection.py',
-    '../_base_/schedule_1x.py',
-    '../_base_/runtime.py',
-]
+_base_ = 'faster-rcnn_r50-dw_fpn_1x_coco.py'
 
-# Weight decay, and the rate of what makes the offsets as a part of the network's: Deformable Kernels, Section 4. The
-# routing of conditional convolutions makes no offsets and learns at the full rate.
+# The last map of each resolution (Deformable Kernels, Section 4.2).
+model = dict(
+    backbone=dict(type='DkMobileNetV2', init_cfg=dict(checkpoint='torchvision://mobilenet_v2')),
+    neck=dict(in_channels=[24, 32, 96, 1280]))
+
 optim_wrapper = dict(
-    optimizer=dict(weight_decay=4e-5),
-    paramwise_cfg=dict(
-        custom_keys={
-            'kernel_offset': dict(lr_mult=0.1),
-            'conv_offset': dict(lr_mult=0.1),
-        }))
+    paramwise_cfg=dict(custom_keys={
+        'kernel_offset': dict(lr_mult=0.1),
+        'conv_offset': dict(lr_mult=0.1),
+    }))
