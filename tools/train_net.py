@@ -35,13 +35,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def new_parser() -> Parser:
-    return Parser(
+    """Knows the options that decide what the others mean."""
+    parser = Parser(
         prog="train_net.py",
         usage="%(prog)s --config CONFIG [options]",
         description="Train a detector, or evaluate it. The framework that CONFIG is for is found out from the file.",
         epilog="Checkpoints are loaded as Python pickles, which can run code: use those that you trust only.",
         allow_abbrev=False,
     )
+    parser.add_argument("--config", "--config-file", metavar="CONFIG", help="the config file")
+    parser.add_argument(
+        "--framework",
+        choices=("auto", "mmdet", "detectron2"),
+        default="auto",
+        help="which framework CONFIG is for, should the file be misleading",
+    )
+    return parser
 
 
 def find_config(argv: list[str]) -> tuple[str | None, str]:
@@ -49,10 +58,7 @@ def find_config(argv: list[str]) -> tuple[str | None, str]:
 
     What the rest means depends on the framework: --resume takes a checkpoint in one and nothing in the other.
     """
-    parser = new_parser()
-    parser.add_argument("--config", "--config-file")
-    parser.add_argument("--framework", default="auto")
-    args, rest = parser.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
+    args, rest = new_parser().parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
     named = (argument for argument in rest if os.path.splitext(argument)[1] in (".py", ".json", ".yaml", ".yml"))
     return args.config or next(named, None), args.framework
 
@@ -60,8 +66,6 @@ def find_config(argv: list[str]) -> tuple[str | None, str]:
 def parse_detectron2_args(argv: list[str], config: str) -> argparse.Namespace:
     """Options of Detectron2's own train_net.py; those of MMDetection are understood so that an error can name them."""
     parser = new_parser()
-    parser.add_argument("--config", "--config-file")
-    parser.add_argument("--framework", choices=("auto", "mmdet", "detectron2"), default="auto")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("--num-gpus", type=int, default=1)
@@ -88,13 +92,6 @@ def parse_detectron2_args(argv: list[str], config: str) -> argparse.Namespace:
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = new_parser()
     parser.add_argument("positional", nargs="*", metavar="CONFIG", help="the config file, if not given by --config")
-    parser.add_argument("--config", "--config-file", metavar="CONFIG", help="the config file")
-    parser.add_argument(
-        "--framework",
-        choices=("auto", "mmdet", "detectron2"),
-        default="auto",
-        help="which framework CONFIG is for, should the file be misleading",
-    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -161,13 +158,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def refuse(args: argparse.Namespace, options: dict[str, str], of: str, ours: str) -> None:
+    """Refuses options of the other framework, each with what takes its place."""
+    from dk_detection.config_files import UserError
+
+    for option, instead in options.items():
+        if value := getattr(args, option):
+            name = " ".join(value) if option == "opts" else f"--{option.replace('_', '-')}"
+            raise UserError(f"{name} is for {of}, and {args.config} is a config of {ours}: write {instead}")
+
+
 def train_with_mmdet(args: argparse.Namespace) -> None:
     from dk_detection.config_files import UserError
 
-    for option, instead in DETECTRON2_OPTIONS.items():
-        if value := getattr(args, option):
-            name = " ".join(value) if option == "opts" else f"--{option.replace('_', '-')}"
-            raise UserError(f"{name} is for Detectron2, and {args.config} is a config of MMDetection: write {instead}")
+    refuse(args, DETECTRON2_OPTIONS, "Detectron2", "MMDetection")
     try:
         from dk_detection.mmdet import train
     except ImportError as error:
@@ -189,11 +193,8 @@ def train_with_mmdet(args: argparse.Namespace) -> None:
 def train_with_detectron2(args: argparse.Namespace) -> None:
     from dk_detection.config_files import UserError, is_lazy_config
 
-    for option, instead in MMDET_OPTIONS.items():
-        if getattr(args, option):
-            name = f"--{option.replace('_', '-')}"
-            instead = instead[is_lazy_config(args.config)]
-            raise UserError(f"{name} is for MMDetection, and {args.config} is a config of Detectron2: write {instead}")
+    lazy = is_lazy_config(args.config)
+    refuse(args, {option: forms[lazy] for option, forms in MMDET_OPTIONS.items()}, "MMDetection", "Detectron2")
     try:
         from dk_detection.detectron2 import train
     except ImportError as error:
