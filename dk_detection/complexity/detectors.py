@@ -1,5 +1,6 @@
 """What counting a detector part by part takes, whatever its framework."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,6 +10,31 @@ from torch import Tensor, nn
 from dk_detection.complexity.counting import Part, multiply_adds, parameters, total
 from dk_detection.config_files import UserError
 from dk_detection.ops.flops import MULTIPLY_ADDS
+
+
+def count_file(
+    path: str | os.PathLike, build: Callable[[str], nn.Module], count: Callable[[nn.Module], list[Part]]
+) -> list[Part]:
+    """Counts the detector of a config file.
+
+    Args:
+        path: The config.
+        build: Builds the detector that it describes; here, on the meta device.
+        count: Counts a detector.
+
+    Raises:
+        UserError: The detector cannot be built, or `count` raises it. The message names the file.
+    """
+    path = os.fspath(path)
+    try:
+        with torch.device("meta"):
+            detector = build(path)
+    except Exception as error:  # whatever is wrong with a file that names classes
+        raise UserError(f"{path}: the config's model cannot be built ({type(error).__name__}: {error})") from error
+    try:
+        return count(detector)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 class DetectorCounter:

@@ -34,10 +34,6 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, RigidAtRest]]:
     return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, RigidAtRest))
 
 
-def _rigid_shape(layer: RigidAtRest) -> tuple[int, ...]:
-    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
-
-
 def _rename_when_saving(layer, state_dict, prefix, local_metadata) -> None:
     if prefix + "weight" in state_dict:
         state_dict[prefix + LIFTED_WEIGHT] = state_dict.pop(prefix + "weight")
@@ -51,7 +47,7 @@ def _rename_when_loading(layer, state_dict, prefix, *args) -> None:
 def _translate(network, state_dict, prefix, *args) -> None:
     """Gives what is meant for an exchanged layer the name by which the layer looks for it."""
     for name, layer in _layers(network):
-        known = {"weight": _rigid_shape(layer)} if isinstance(layer, LiftedAtRest) else {}
+        known = {"weight": layer.rigid_shape} if isinstance(layer, LiftedAtRest) else {}
         if isinstance(offset := getattr(layer, "conv_offset", None), nn.Conv2d):
             known |= {f"conv_offset.{key}": tensor.shape for key, tensor in offset.named_parameters()}
         for key, shape in known.items():

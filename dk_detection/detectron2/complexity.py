@@ -13,7 +13,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from dk_detection.complexity.counting import Part
-from dk_detection.complexity.detectors import DetectorCounter, fixed_rois, zero_on_cpu
+from dk_detection.complexity.detectors import DetectorCounter, count_file, fixed_rois, zero_on_cpu
 from dk_detection.config_files import UserError, is_lazy_config
 from dk_detection.detectron2.config import add_dk_config
 
@@ -34,16 +34,7 @@ def count_config(path: str | os.PathLike, shape: tuple[int, int] = (800, 1200), 
         UserError: The file is no detector's config; its detector is of a kind that is not known here; the image is too
             small; or an operator computes no shapes on the meta device.
     """
-    path = os.fspath(path)
-    try:
-        with torch.device("meta"):
-            detector = _build(path)
-    except Exception as error:  # whatever is wrong with a file that names classes
-        raise UserError(f"{path}: the config's model cannot be built ({type(error).__name__}: {error})") from error
-    try:
-        return count_detector(detector, shape, rois)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return count_file(path, _build, lambda detector: count_detector(detector, shape, rois))
 
 
 def _build(path: str) -> nn.Module:

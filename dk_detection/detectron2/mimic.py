@@ -1,7 +1,6 @@
 """R-CNN feature mimicking in Detectron2's Faster and Mask R-CNN."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from detectron2.config import configurable
@@ -12,18 +11,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from dk_detection.detectron2.config import arguments
-from dk_detection.losses.feature_mimicking import FeatureMimicking, frozen_statistics
-
-
-@contextmanager
-def _calls_of(module: nn.Module) -> Iterator[list[tuple]]:
-    """Collects (first argument, result) of each call of a module."""
-    calls = []
-    handle = module.register_forward_hook(lambda _, arguments, result: calls.append((arguments[0], result)))
-    try:
-        yield calls
-    finally:
-        handle.remove()
+from dk_detection.losses.feature_mimicking import FeatureMimicking, calls_of, frozen_statistics
 
 
 @META_ARCH_REGISTRY.register()
@@ -81,7 +69,7 @@ class DkMimicRCNN(GeneralizedRCNN):
             return super().forward(batched_inputs)
         heads = self.roi_heads
         predictor = heads.box_predictor
-        with _calls_of(self.backbone) as backbone, _calls_of(heads) as roi_heads, _calls_of(predictor) as boxes:
+        with calls_of(self.backbone) as backbone, calls_of(heads) as roi_heads, calls_of(predictor) as boxes:
             losses = super().forward(batched_inputs)
         sampled = roi_heads[0][1][0]
         losses |= self.mimic(

@@ -8,6 +8,7 @@ import os
 import urllib.error
 from argparse import Namespace
 from collections import defaultdict
+from functools import reduce
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -176,8 +177,27 @@ class _Trainer(DefaultTrainer):
         return {f"{name}_TTA": value for name, value in results.items()}
 
 
+class _Setting:
+    """An attribute of a job that is a setting of its config, `cfg`."""
+
+    def __init__(self, name: str) -> None:
+        *self.path, self.name = name.split(".")
+
+    def _node(self, job):
+        return reduce(getattr, self.path, job.cfg)
+
+    def __get__(self, job, owner=None):
+        return getattr(self._node(job), self.name)
+
+    def __set__(self, job, value) -> None:
+        setattr(self._node(job), self.name, value)
+
+
 class _YamlJob:
     WEIGHTS = "MODEL.WEIGHTS {}"
+    device, output_dir, weights, amp = map(
+        _Setting, ("MODEL.DEVICE", "OUTPUT_DIR", "MODEL.WEIGHTS", "SOLVER.AMP.ENABLED")
+    )
 
     def __init__(self, path: str, opts: list[str]) -> None:
         self.cfg = get_cfg()
@@ -190,30 +210,6 @@ class _YamlJob:
             self.cfg.merge_from_list(opts)
         except Exception as error:
             raise UserError(f"{' '.join(opts)}: expected KEY VALUE ... ({_reason(error)})") from error
-
-    @property
-    def device(self) -> str:
-        return self.cfg.MODEL.DEVICE
-
-    @device.setter
-    def device(self, value: str) -> None:
-        self.cfg.MODEL.DEVICE = value
-
-    @property
-    def output_dir(self) -> str:
-        return self.cfg.OUTPUT_DIR
-
-    @output_dir.setter
-    def output_dir(self, value: str) -> None:
-        self.cfg.OUTPUT_DIR = value
-
-    @property
-    def weights(self) -> str:
-        return self.cfg.MODEL.WEIGHTS
-
-    @property
-    def amp(self) -> bool:
-        return self.cfg.SOLVER.AMP.ENABLED
 
     def data_sets(self, training: bool) -> list[str]:
         return [*(self.cfg.DATASETS.TRAIN if training else ()), *self.cfg.DATASETS.TEST]
@@ -234,6 +230,9 @@ class _YamlJob:
 
 class _LazyJob:
     WEIGHTS = "train.init_checkpoint={}"
+    device, output_dir, weights, amp = map(
+        _Setting, ("train.device", "train.output_dir", "train.init_checkpoint", "train.amp.enabled")
+    )
 
     def __init__(self, path: str, opts: list[str]) -> None:
         try:
@@ -246,30 +245,6 @@ class _LazyJob:
             raise UserError(f"{' '.join(opts)}: expected key=value ... ({_reason(error)})") from error
         if missing := [key for key in _LAZY_KEYS if key not in self.cfg]:
             raise UserError(f"{path}: the config sets no {missing[0]}")
-
-    @property
-    def device(self) -> str:
-        return self.cfg.train.device
-
-    @device.setter
-    def device(self, value: str) -> None:
-        self.cfg.train.device = value
-
-    @property
-    def output_dir(self) -> str:
-        return self.cfg.train.output_dir
-
-    @output_dir.setter
-    def output_dir(self, value: str) -> None:
-        self.cfg.train.output_dir = value
-
-    @property
-    def weights(self) -> str:
-        return self.cfg.train.init_checkpoint
-
-    @property
-    def amp(self) -> bool:
-        return self.cfg.train.amp.enabled
 
     def data_sets(self, training: bool) -> list[str]:
         loaders = [self.cfg.dataloader.get(name) for name in (("train", "test") if training else ("test",))]

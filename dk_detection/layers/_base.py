@@ -61,6 +61,11 @@ class RigidAtRest:
         if isinstance(self.padding, str):
             self.padding = self._numeric_padding()
 
+    @property
+    def rigid_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the rigid convolution's weight: (out_channels, in_channels / groups, kH, kW)."""
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
     def _numeric_padding(self) -> tuple[int, int]:
         if self.padding == "valid":
             return 0, 0
@@ -143,7 +148,7 @@ class RigidAtRest:
         branches = {f"{prefix}{name}.": child for name, child in self.named_children() if isinstance(child, ZeroConv2d)}
         if isinstance(rigid, Tensor) and not any(key.startswith(tuple(branches)) for key in state_dict):
             # The dictionary is the loader's own copy, and the branches read their keys from it after this call.
-            if rigid.shape == (self.out_channels, self.in_channels // self.groups, *self.kernel_size):
+            if rigid.shape == self.rigid_shape:
                 state_dict[f"{prefix}weight"] = self.lift_weight(rigid)
             for branch_prefix, branch in branches.items():
                 for name, parameter in branch.named_parameters():

@@ -25,8 +25,7 @@ class LiftedAtRest(RigidAtRest):
             super().reset_parameters()
             return
         lifted = self.weight
-        shape = self.out_channels, self.in_channels // self.groups, *self.kernel_size
-        self.weight = nn.Parameter(lifted.new_empty(shape))
+        self.weight = nn.Parameter(lifted.new_empty(self.rigid_shape))
         super().reset_parameters()
         with torch.no_grad():
             lifted.copy_(self.lift_weight(self.weight))

@@ -142,6 +142,17 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.training = True
 
 
+@contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[tuple]]:
+    """Collects (first argument, result) of each call of a module, for an adapter that needs what a detector hides."""
+    calls = []
+    handle = module.register_forward_hook(lambda _, arguments, result: calls.append((arguments[0], result)))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
 class FeatureMimicking(nn.Module):
     """The R-CNN branch of a detector in training, with its losses: Section 3.3 of Deformable ConvNets v2 (2018).
 

@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from dk_detection.complexity.counting import Part, Progress, format_table, parameters, total
-from dk_detection.complexity.detectors import DetectorCounter, fixed_rois, zero_on_cpu
+from dk_detection.complexity.detectors import DetectorCounter, count_file, fixed_rois, zero_on_cpu
 from dk_detection.config_files import UserError
 
 # The parts that are run; a RoI head with others would be counted too low.
@@ -40,17 +40,13 @@ def count_config(path: str | os.PathLike, shape: tuple[int, int] = (800, 1200), 
         UserError: The file is no detector's config; its detector is of a kind that is not known here; the image is too
             small; or an operator computes no shapes on the meta device.
     """
-    try:
-        cfg = Config.fromfile(path)
-        init_default_scope(cfg.get("default_scope", "mmdet"))
-        with torch.device("meta"):
-            detector = MODELS.build(cfg.model)
-    except Exception as error:  # whatever is wrong with a file of Python that names classes
-        raise UserError(f"{path}: the config's model cannot be built ({type(error).__name__}: {error})") from error
-    try:
-        return count_detector(detector, shape, rois)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return count_file(path, _build, lambda detector: count_detector(detector, shape, rois))
+
+
+def _build(path: str) -> nn.Module:
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    return MODELS.build(cfg.model)
 
 
 def count_detector(detector: nn.Module, shape: tuple[int, int], rois: int) -> list[Part]:

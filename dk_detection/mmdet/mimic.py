@@ -1,8 +1,5 @@
 """R-CNN feature mimicking in MMDetection's two-stage detectors."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.roi_heads import StandardRoIHead
@@ -10,27 +7,16 @@ from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox2roi
-from torch import Tensor, nn
+from torch import Tensor
 
-from dk_detection.losses.feature_mimicking import FeatureMimicking, frozen_statistics
-
-
-@contextmanager
-def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what a module is called with."""
-    inputs = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    try:
-        yield inputs
-    finally:
-        handle.remove()
+from dk_detection.losses.feature_mimicking import FeatureMimicking, calls_of, frozen_statistics
 
 
 class DkMimicRoIHead(StandardRoIHead):
     """The RoI head of `DkMimicRCNN`: it tells what its box head's classifier sees of a RoI, the feature f of Eq. 3."""
 
     def bbox_loss(self, x: tuple[Tensor], sampling_results: list[SamplingResult]) -> dict:
-        with _inputs_of(self.bbox_head.fc_cls) as features:
+        with calls_of(self.bbox_head.fc_cls) as calls:
             results = super().bbox_loss(x, sampling_results)
         background = self.bbox_head.num_classes
         labels = [
@@ -38,7 +24,7 @@ class DkMimicRoIHead(StandardRoIHead):
             for result in sampling_results
         ]
         rois = bbox2roi([result.priors for result in sampling_results])
-        self._sampled = dict(rois=rois, labels=torch.cat(labels), features=features[0])
+        self._sampled = dict(rois=rois, labels=torch.cat(labels), features=calls[0][0])
         return results
 
     def pop_sampled(self) -> dict[str, Tensor]:
@@ -48,9 +34,9 @@ class DkMimicRoIHead(StandardRoIHead):
 
     def box_features(self, x: tuple[Tensor], rois: Tensor) -> Tensor:
         """Features [n, D] of RoIs [n, 5] on the maps of a batch."""
-        with _inputs_of(self.bbox_head.fc_cls) as features:
+        with calls_of(self.bbox_head.fc_cls) as calls:
             self._bbox_forward(x, rois)
-        return features[0]
+        return calls[0][0]
 
 
 @MODELS.register_module(force=True)

@@ -9,6 +9,7 @@ from torch import nn
 from dk_detection.backbones import MobileNetV2, ResNetDW
 from dk_detection.layers import LocalDeformKernel2d, ModulatedDeformConv2d
 from dk_detection.layers._base import RigidAtRest, ZeroConv2d
+from tests.networks import settled
 
 NETWORKS = {
     "resnet_dw": (ResNetDW, dict(blocks=(2, 1, 1, 1))),
@@ -24,17 +25,6 @@ PLACES = {
     "mdconv": dict(conv3x3=dict(layer="mdconv", stages="c5")),
 }
 places = pytest.mark.parametrize("layers", PLACES.values(), ids=PLACES.keys())
-
-
-def settled(net: nn.Module) -> nn.Module:
-    """A network as after training: no statistic of a normalisation is that of the start."""
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.normal_(m.running_mean, std=0.1)
-            nn.init.uniform_(m.running_var, 0.5, 2)
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias, std=0.1)
-    return net
 
 
 def branches(net: nn.Module) -> list[ZeroConv2d]:
@@ -56,7 +46,7 @@ def test_features(network, options, size):
 @both
 @pytest.mark.parametrize("out_indices", [(0,), (1, 2), (3,)])
 def test_nothing_is_built_behind_the_last_feature(network, options, out_indices):
-    whole = settled(network(**options)).eval()
+    whole = settled(network(**options))
     net = network(**options, out_indices=out_indices).eval()
     net.load_state_dict(whole.state_dict(), strict=False)
     x = torch.rand(1, 3, 64, 96)
@@ -71,7 +61,7 @@ def test_nothing_is_built_behind_the_last_feature(network, options, out_indices)
 
 @both
 def test_classifier(network, options):
-    net = settled(network(7, **options, out_indices=(1, 2))).eval()
+    net = settled(network(7, **options, out_indices=(1, 2)))
     backbone = network(**options).eval()
     head, name = (net.fc, "fc") if network is ResNetDW else (net.classifier, "classifier")
     left_over = backbone.load_state_dict(net.state_dict(), strict=False)
@@ -88,7 +78,7 @@ def test_classifier(network, options):
 @places
 def test_rigid_checkpoint_gives_the_rigid_features(network, options, layers):
     """To 1e-5 of the largest value: float32 over up to fifty layers."""
-    rigid = settled(network(**options)).eval()
+    rigid = settled(network(**options))
     net = network(**options, **layers).eval()
     net.load_state_dict(rigid.state_dict(), strict=True)
     x = torch.rand(2, 3, 64, 96)
