@@ -7,7 +7,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_LAZY_MODULES = ("ops", "layers", "convert", "reference", "losses", "datasets")
+_LAZY_MODULES = ("ops", "layers", "convert", "reference", "mimicking", "datasets")
 
 
 def __getattr__(name):

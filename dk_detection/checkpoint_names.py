@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from dk_detection.config_files import DETECTRON2, MMDET, UserError
+from dk_detection.config_files import DETECTRON2, MMDET
+from dk_detection.errors import UserError
 
 # The weight of a layer that lifts it (see dk_detection.layers._base) in checkpoints of Detectron2, so that `weight` is
 # always the rigid one there. Such a layer is known by its branch.

@@ -4,6 +4,8 @@ import ast
 import os
 import re
 
+from dk_detection.errors import UserError
+
 MMDET, DETECTRON2 = "mmdet", "detectron2"
 
 _MMDET_NAMES = {"_base_", "default_scope", "custom_imports"}
@@ -11,10 +13,6 @@ _DETECTRON2_PACKAGES = ("detectron2", "omegaconf", "fvcore", "dk_detection.detec
 # Detectron2's own YAML has keys in capitals; its LazyConfigs, saved as YAML, name what to call.
 _LAZY_YAML = re.compile(r"^\s*(- )?_target_\s*:", re.MULTILINE)
 _DETECTRON2_YAML = re.compile(rf"^(_BASE_|[A-Z][A-Z0-9_]*)\s*:|{_LAZY_YAML.pattern}", re.MULTILINE)
-
-
-class UserError(Exception):
-    """Something that the user can put right. Command lines print it as one line, without a traceback."""
 
 
 def framework_of(path: str | os.PathLike) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dk_detection.checkpoint_names import framework_of_names, to_detectron2, to_mmdet
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 
 
 def test_framework():

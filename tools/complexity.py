@@ -98,7 +98,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     args = parse_args(argv)
     try:
-        from dk_detection.config_files import DETECTRON2, UserError, framework_of
+        from dk_detection.config_files import DETECTRON2, framework_of
+        from dk_detection.errors import UserError
     except ImportError as error:
         return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
     detection = dict(shape=tuple(args.shape or (800, 1200)), rois=args.rois or 1000)

@@ -142,7 +142,8 @@ def main(argv: list[str]) -> int:
     if not config or {"-h", "--help"} & set(argv):
         parse_args(argv)  # says what is missing, or helps
     try:
-        from dk_detection.config_files import DETECTRON2, UserError, framework_of
+        from dk_detection.config_files import DETECTRON2, framework_of
+        from dk_detection.errors import UserError
     except ImportError as error:
         return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
     try:
@@ -160,7 +161,7 @@ def main(argv: list[str]) -> int:
 
 def refuse(args: argparse.Namespace, options: dict[str, str], of: str, ours: str) -> None:
     """Refuses options of the other framework, each with what takes its place."""
-    from dk_detection.config_files import UserError
+    from dk_detection.errors import UserError
 
     for option, instead in options.items():
         if value := getattr(args, option):
@@ -169,7 +170,7 @@ def refuse(args: argparse.Namespace, options: dict[str, str], of: str, ours: str
 
 
 def train_with_mmdet(args: argparse.Namespace) -> None:
-    from dk_detection.config_files import UserError
+    from dk_detection.errors import UserError
 
     refuse(args, DETECTRON2_OPTIONS, "Detectron2", "MMDetection")
     try:
@@ -191,7 +192,8 @@ def train_with_mmdet(args: argparse.Namespace) -> None:
 
 
 def train_with_detectron2(args: argparse.Namespace) -> None:
-    from dk_detection.config_files import UserError, is_lazy_config
+    from dk_detection.config_files import is_lazy_config
+    from dk_detection.errors import UserError
 
     lazy = is_lazy_config(args.config)
     refuse(args, {option: forms[lazy] for option, forms in MMDET_OPTIONS.items()}, "MMDetection", "Detectron2")

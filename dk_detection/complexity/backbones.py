@@ -20,8 +20,8 @@ from dk_detection.complexity.counting import (
     format_table,
     parameters,
 )
-from dk_detection.config_files import UserError
 from dk_detection.convert import to_deformable
+from dk_detection.errors import UserError
 from dk_detection.layers import CondConv2d, GlobalDeformKernel2d
 
 OURS = {"resnet50-dw": ResNetDW, "mobilenet-v2": MobileNetV2}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dk_detection.complexity.counting import Part, multiply_adds, parameters, total
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 from dk_detection.ops.flops import MULTIPLY_ADDS
 
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from dk_detection.complexity.counting import Part
 from dk_detection.complexity.detectors import DetectorCounter, count_file, fixed_rois, zero_on_cpu
-from dk_detection.config_files import UserError, is_lazy_config
+from dk_detection.config_files import is_lazy_config
 from dk_detection.detectron2.config import add_dk_config
+from dk_detection.errors import UserError
 
 
 def count_config(path: str | os.PathLike, shape: tuple[int, int] = (800, 1200), rois: int = 1000) -> list[Part]:

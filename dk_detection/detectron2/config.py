@@ -6,7 +6,7 @@ from inspect import signature
 from detectron2.config import CfgNode
 
 from dk_detection.layers.table import TABLE
-from dk_detection.losses import FeatureMimicking
+from dk_detection.mimicking import FeatureMimicking
 
 # Arguments of RoI layers that a pooler knows from elsewhere.
 _KNOWN = {"output_size", "in_channels", "output_channels", "spatial_scale", "sampling_ratio", "device", "dtype"}
@@ -40,7 +40,7 @@ def add_dk_config(cfg: CfgNode) -> None:
     cfg.MODEL.DK.NORM_EVAL = True
     cfg.MODEL.DK.CONV3X3 = []
     cfg.MODEL.DK.CONV1X1 = []
-    # DkMimicRCNN: the arguments of dk_detection.losses.FeatureMimicking: REGIONS, MAX_ROIS, CHUNK_SIZE and so on.
+    # DkMimicRCNN: the arguments of dk_detection.mimicking.FeatureMimicking: REGIONS, MAX_ROIS, CHUNK_SIZE and so on.
     cfg.MODEL.DK.MIMIC = CfgNode(_defaults(FeatureMimicking))
     # Factors on the learning rate by parts of parameters' names: [[conv_offset, 0.1]]. They act in this project's
     # tools/train_net.py only: Detectron2's builds the optimiser of a YAML config without asking for any.

@@ -5,7 +5,7 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 
 _SPLITS = ("train", "val")
 

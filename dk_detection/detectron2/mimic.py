@@ -11,7 +11,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from dk_detection.detectron2.config import arguments
-from dk_detection.losses.feature_mimicking import FeatureMimicking, calls_of, frozen_statistics
+from dk_detection.mimicking import FeatureMimicking, calls_of, frozen_statistics
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,7 +30,7 @@ class DkMimicRCNN(GeneralizedRCNN):
     keys of the detector without mimicking, plus `mimic.classifier.*`, which only a continued training needs.
 
     Args:
-        mimic: Arguments of `dk_detection.losses.FeatureMimicking`, such as `regions="both"` or `chunk_size=16`.
+        mimic: Arguments of `dk_detection.mimicking.FeatureMimicking`, such as `regions="both"` or `chunk_size=16`.
         options: Arguments of `GeneralizedRCNN`, whose `roi_heads` are `StandardROIHeads` or a subclass with one stage.
 
     Raises:

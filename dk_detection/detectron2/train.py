@@ -32,10 +32,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from dk_detection.config_files import UserError, is_lazy_config
+from dk_detection.config_files import is_lazy_config
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
 from dk_detection.detectron2.solver import LearningRateFactors
+from dk_detection.errors import UserError
 
 _LAZY_KEYS = ("model", "dataloader", "train", "optimizer", "lr_multiplier")
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import load_state_dict
 from torch import nn
 
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 
 # What makes a run what it is. A run may go on with another work folder, length, log or launcher.
 _IDENTITY = (

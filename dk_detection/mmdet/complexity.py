@@ -15,7 +15,7 @@ from torch import nn
 
 from dk_detection.complexity.counting import Part, Progress, format_table, parameters, total
 from dk_detection.complexity.detectors import DetectorCounter, count_file, fixed_rois, zero_on_cpu
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 
 # The parts that are run; a RoI head with others would be counted too low.
 _ROI_HEAD_PARTS = {"bbox_roi_extractor", "bbox_head", "mask_roi_extractor", "mask_head", "shared_head"}

@@ -12,8 +12,8 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 
-from dk_detection.config_files import UserError
 from dk_detection.datasets import deformed_shapes
+from dk_detection.errors import UserError
 
 _IMAGE_KEYS = ("id", "file_name", "width", "height")
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area")

@@ -9,7 +9,7 @@ from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox2roi
 from torch import Tensor
 
-from dk_detection.losses.feature_mimicking import FeatureMimicking, calls_of, frozen_statistics
+from dk_detection.mimicking import FeatureMimicking, calls_of, frozen_statistics
 
 
 class DkMimicRoIHead(StandardRoIHead):
@@ -57,7 +57,7 @@ class DkMimicRCNN(TwoStageDetector):
 
     Args:
         roi_head: A `StandardRoIHead`, whose box head may be any that classifies by a `fc_cls`.
-        mimic: Arguments of `dk_detection.losses.FeatureMimicking`, such as `regions='both'` or `chunk_size=16`.
+        mimic: Arguments of `dk_detection.mimicking.FeatureMimicking`, such as `regions='both'` or `chunk_size=16`.
         options: Arguments of `TwoStageDetector`.
 
     Raises:

@@ -23,7 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import (
     check_fits,
     check_same_run,

@@ -7,7 +7,7 @@ import pytest
 from dk_detection.complexity import backbones
 from dk_detection.complexity.backbones import ROWS, Row, count_backbone, count_row, dk_table
 from dk_detection.complexity.counting import Part, total
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 
 
 def name_of(row: Row) -> str:

@@ -11,8 +11,8 @@ from detectron2 import model_zoo
 from torch import nn
 
 from dk_detection.complexity.counting import Part, total
-from dk_detection.config_files import UserError
 from dk_detection.detectron2.complexity import count_config, count_detector
+from dk_detection.errors import UserError
 from dk_detection.mmdet.complexity import count_config as count_mmdet
 from tests.detectron2.small import detector
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 from dk_detection.layers import ModulatedDeformConv2d
 from dk_detection.mmdet.checkpoints import (
     check_fits,

@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from dk_detection.complexity.counting import Part, total
-from dk_detection.config_files import UserError
+from dk_detection.errors import UserError
 from dk_detection.mmdet import complexity
 from dk_detection.mmdet.complexity import SETTINGS, count_config, count_dcnv2, count_detector, dcnv2_table
 

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from mmengine.config import Config
 
-from dk_detection.config_files import UserError
 from dk_detection.datasets import deformed_shapes
+from dk_detection.errors import UserError
 from dk_detection.mmdet.data_checks import check_data
 
 

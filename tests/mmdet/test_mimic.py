@@ -18,9 +18,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_state_dict
 
-from dk_detection.config_files import UserError
-from dk_detection.losses import FeatureMimicking
-from dk_detection.losses.feature_mimicking import crop_patches
+from dk_detection.errors import UserError
+from dk_detection.mimicking import FeatureMimicking, crop_patches
 from dk_detection.mmdet.checkpoints import check_fits
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dk_detection.config_files import UserError, framework_of
+from dk_detection.config_files import framework_of
+from dk_detection.errors import UserError
 
 CASES = {
     # MMDetection, text

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dk_detection.losses import FeatureMimicking
-from dk_detection.losses.feature_mimicking import (
+from dk_detection.mimicking import (
+    FeatureMimicking,
     choose_rois,
     cosine_similarity,
     crop_patches,
