@@ -80,6 +80,16 @@ class ImageSet:
             )
         return match[1]
 
+    def check_files(self, folder: str) -> None:
+        """Checks that all images are there, before hours are spent on those that are.
+
+        Raises:
+            UserError: One is missing.
+        """
+        names = [str(image.get("file_name")) for image in self.content["images"]]
+        if missing := [name for name in names if not os.path.isfile(os.path.join(folder, name))]:
+            raise UserError(f"{folder}: {len(missing)} of {len(names)} images are not there, such as {missing[0]}")
+
     def with_annotations(self) -> dict:
         """What the file holds, if the truth is in it.
 

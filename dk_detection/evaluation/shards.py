@@ -7,6 +7,7 @@ may come from runs with different numbers of processes; an image that is in two 
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ _HEAD = re.compile(rb'\{"image_id":(-?\d+),')
 _MANIFEST = "inference.json"
 
 
-def claim(folder: str, identity: dict[str, str]) -> None:
+def claim(folder: str, **identity: bytes) -> None:
     """Takes a folder for an inference, a new one or one that has been begun.
 
     Args:
@@ -30,21 +31,21 @@ def claim(folder: str, identity: dict[str, str]) -> None:
         UserError: The folder holds results of something else, or cannot be made.
     """
     path = Path(folder, _MANIFEST)
+    digests = {name: hashlib.sha256(value).hexdigest() for name, value in identity.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if changed := [name for name in identity if there.get(name) != identity[name]]:
-                raise UserError(
-                    f"{folder} holds the results of another {changed[0]} ({there.get(changed[0])} there, "
-                    f"{identity[changed[0]]} now): choose another folder, or remove this one"
-                )
-            return
-        draft = path.with_name(f"{_MANIFEST}.{os.getpid()}")  # each of several processes writes the same
-        draft.write_text(json.dumps(identity, indent=2), encoding="utf-8")
-        draft.replace(path)
+        if not path.exists():
+            draft = path.with_name(f"{_MANIFEST}.{os.getpid()}")  # each of several processes writes the same
+            draft.write_text(json.dumps(digests, indent=2), encoding="utf-8")
+            draft.replace(path)
+        there = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: the results of an inference cannot be kept there ({error})") from error
+    if changed := [name for name, digest in digests.items() if there.get(name) != digest]:
+        raise UserError(
+            f"{folder} holds the results of an inference with other {' and '.join(changed)}: choose another folder, or "
+            "remove it"
+        )
 
 
 def finished(folder: str) -> dict[int, tuple[Path, int]]:

@@ -78,7 +78,7 @@ def test_packages(tmp_path, images, of_detectron2, results):
 
 def test_same_packages_from_both_frameworks(tmp_path, images, of_detectron2, of_mmdet, results):
     folder = str(tmp_path / "run")
-    shards.claim(folder, {})
+    shards.claim(folder)
     for process in (0, 1):
         writer = shards.Writer(folder, process)
         for image in list(images.images)[process::2]:
@@ -105,7 +105,7 @@ def test_a_package_scores_as_its_results(tmp_path, images, of_mmdet, content, re
 
 def test_scores_of_masks_of_their_own(tmp_path, images, results):
     folder = str(tmp_path / "run")
-    shards.claim(folder, {})
+    shards.claim(folder)
     writer = shards.Writer(folder)
     for image in images.images:
         of_image = without([e for e in results if e["image_id"] == image], "image_id")
