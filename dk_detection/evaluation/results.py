@@ -153,6 +153,26 @@ def kinds_of(entry: dict) -> list[str]:
     return [kind for kind, key in (("bbox", "bbox"), ("segm", "segmentation")) if key in entry]
 
 
+def by_kind(files: dict[str, list[str]]) -> dict[str, str]:
+    """Which file the detections of each kind are taken from: boxes from one without masks, if there is one.
+
+    MMDetection writes a file of boxes, and one of masks that have the boxes beside them.
+
+    Args:
+        files: The kinds of detections that are in each file.
+
+    Raises:
+        UserError: Nothing is taken from a file, as others have it.
+    """
+    chosen = {}
+    for path, kinds in sorted(files.items(), key=lambda item: len(item[1])):
+        for kind in kinds:
+            chosen.setdefault(kind, path)
+    if unused := [path for path in files if path not in chosen.values()]:
+        raise UserError(f"{unused[0]}: the other files have what is in it")
+    return dict(sorted(chosen.items()))
+
+
 def read_unchecked(path: str, images: ImageSet) -> Iterator[object]:
     """As `read_results`, for what has been checked before."""
     if os.path.isdir(path):

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dk_detection.errors import UserError
-from dk_detection.evaluation.results import ImageSet, kinds_of, read_results, read_unchecked
+from dk_detection.evaluation.results import ImageSet, by_kind, kinds_of, read_results, read_unchecked
 
 MAX_PER_IMAGE = 100  # COCO's rule
 
@@ -62,16 +62,11 @@ def pack(results: list[str], images: ImageSet, algorithm: str, out: str) -> list
     if not re.fullmatch(r"[A-Za-z0-9-]+", algorithm):
         raise UserError(f"the name {algorithm!r} must be of letters, digits and hyphens")
     stem = f"detections_{images.name}_{algorithm}_results"
-    sources = [_Source(path, images) for path in results]
-    by_kind = {}
-    for source in sorted(sources, key=lambda source: len(source.kinds)):
-        for kind in source.kinds:
-            by_kind.setdefault(kind, source)
-    if unused := [source.path for source in sources if source not in by_kind.values()]:
-        raise UserError(f"{unused[0]}: the files before it have these results already")
+    sources = {path: _Source(path, images) for path in results}
+    chosen = by_kind({path: source.kinds for path, source in sources.items()})
     packages = []
-    for source in sources:
-        kinds = [kind for kind in source.kinds if by_kind[kind] is source]
+    for source in sources.values():
+        kinds = [kind for kind, path in chosen.items() if path == source.path]
         paths = [Path(out, kind, f"{stem}.zip") for kind in kinds]
         _write(source, kinds, paths, stem)
         dropped = int((~source.kept).sum())

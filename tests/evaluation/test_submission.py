@@ -155,7 +155,7 @@ def test_bad_names(tmp_path, images, of_detectron2, name):
 def test_empty_and_surplus_results(tmp_path, images, of_detectron2, of_mmdet):
     with pytest.raises(UserError, match="there is no detection in it"):
         pack([write(tmp_path / "r.json", [])], images, "a", str(tmp_path))
-    with pytest.raises(UserError, match="the files before it have these results already"):
+    with pytest.raises(UserError, match="the other files have what is in it"):
         pack([*of_mmdet, *of_detectron2], images, "a", str(tmp_path))
 
 
