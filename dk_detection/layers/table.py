@@ -7,7 +7,11 @@ from torch import nn
 
 from dk_detection.layers.cond_conv2d import CondConv2d
 from dk_detection.layers.deform_conv2d import DeformConv2d, ModulatedDeformConv2d
-from dk_detection.layers.deform_kernel_conv2d import DeformKernelConv2d, LocalDeformKernel2d
+from dk_detection.layers.deform_kernel_conv2d import (
+    DeformKernelConv2d,
+    LocalDeformKernel2d,
+    ModulatedDeformKernelConv2d,
+)
 from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
 from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
 from dk_detection.layers.global_deform_kernel2d import GlobalDeformKernel2d
@@ -67,6 +71,13 @@ TABLE = (
         kind="conv",
         layer=DeformKernelConv2d,
         paper="Gao et al., Deformable Kernels, ICLR 2020, Eq. 11",
+    ),
+    Row(
+        name="DkModulatedDeformKernelConv2d",
+        token="dkmdconv",
+        kind="conv",
+        layer=ModulatedDeformKernelConv2d,
+        paper="Gao et al., Deformable Kernels, ICLR 2020, Eq. 11, with the modulation of Zhu et al., CVPR 2019",
     ),
     Row(
         name="DkCondConv2d",

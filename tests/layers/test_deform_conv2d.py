@@ -118,7 +118,7 @@ def test_copies(layer_class, how):
     assert torch.equal(twin(x), layer(x))
     nn.init.zeros_(twin.weight)
     assert layer.weight.ne(0).any()
-    twin.init_weights()
+    twin.reset_parameters()
     assert layer.conv_offset.weight.ne(0).any()
 
 
@@ -188,17 +188,6 @@ def test_starts_at_rest_with_the_weights_of_a_convolution(layer_class):
     assert layer.conv_offset.weight.eq(0).all()
     assert layer.conv_offset.bias.eq(0).all()
     assert isinstance(layer, nn.Conv2d)
-
-
-@both
-def test_init_weights_brings_back_the_rest_state_only(layer_class):
-    layer = learned(layer_class(4, 6, 3))
-    weight, bias = layer.weight.clone(), layer.bias.clone()
-    layer.init_weights()
-    assert layer.conv_offset.weight.eq(0).all()
-    assert layer.conv_offset.bias.eq(0).all()
-    assert torch.equal(layer.weight, weight)
-    assert torch.equal(layer.bias, bias)
 
 
 @both
