@@ -1,11 +1,9 @@
 import copy
 import functools
 
-import mmcv.cnn
 import pytest
 import torch
 import torchvision
-from mmdet.models.backbones import ResNet
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -21,7 +19,10 @@ NETWORKS = {
     "torchvision resnet18": (lambda: torchvision.models.resnet18(), "layer[234].*.conv2"),
     "torchvision resnet18, all": (lambda: torchvision.models.resnet18(), "*"),
     "torchvision mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(), lambda name, conv: conv.groups > 1),
-    "mmdet ResNet-18": (lambda: ResNet(depth=18), ["layer3.*.conv?", "layer4.*.conv?"]),
+    "mmdet ResNet-18": (
+        lambda: pytest.importorskip("mmdet.models.backbones").ResNet(depth=18),
+        ["layer3.*.conv?", "layer4.*.conv?"],
+    ),
 }
 
 
@@ -301,7 +302,10 @@ class GuardedConv2d(nn.Conv2d):
 
 
 @both
-@pytest.mark.parametrize("conv_class", [mmcv.cnn.bricks.Conv2d, GuardedConv2d])
+@pytest.mark.parametrize(
+    "conv_class",
+    [lambda *args, **kwargs: pytest.importorskip("mmcv.cnn").bricks.Conv2d(*args, **kwargs), GuardedConv2d],
+)
 @pytest.mark.parametrize("geometry", [dict(stride=2, padding=1), dict(padding="same", groups=2, bias=False)])
 def test_subclasses_that_compute_the_same_are_exchanged(layer_class, conv_class, geometry):
     conv = conv_class(4, 4, 3, **geometry)

@@ -110,6 +110,9 @@ TABLE = (
 )
 
 
+ROI_LAYERS = {row.name: row.layer for row in TABLE if row.kind == "roi"}
+
+
 def find(token: str) -> Row:
     """The row of a token.
 

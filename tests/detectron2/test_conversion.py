@@ -7,6 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate

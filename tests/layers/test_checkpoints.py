@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from mmengine.runner.checkpoint import load_state_dict as load_with_mmengine
 from torch import nn
 
 from dk_detection import to_deformable, translate_names
@@ -18,16 +17,10 @@ from dk_detection.layers import (
     ModulatedDeformKernelConv2d,
 )
 from dk_detection.layers._base import ZeroConv2d
+from tests.loaders import loaders
 
 FACTORS = {DeformConv2d: 1, ModulatedDeformConv2d: 2}
 both = pytest.mark.parametrize("layer_class", FACTORS)
-
-
-def load_with_torch(module, state_dict, strict):
-    module.load_state_dict(state_dict, strict=strict)
-
-
-loaders = pytest.mark.parametrize("load", [load_with_torch, load_with_mmengine])
 
 
 class Net(nn.Module):

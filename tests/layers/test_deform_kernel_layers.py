@@ -9,9 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from mmcv.cnn import ConvModule, fuse_conv_bn
-from mmdet.models.backbones import ResNet
-from mmengine.runner.checkpoint import load_state_dict as load_with_mmengine
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,6 +23,7 @@ from dk_detection.layers import (
     table,
 )
 from dk_detection.layers._base import ZeroConv2d
+from tests.loaders import loaders
 
 LAYERS = {
     "global": (GlobalDeformKernel2d, {}),
@@ -404,13 +402,6 @@ def test_kernels_are_not_kept_and_nothing_is_convolved_twice(layer_class, option
 # Checkpoints.
 
 
-def load_with_torch(module, state_dict, strict):
-    module.load_state_dict(state_dict, strict=strict)
-
-
-loaders = pytest.mark.parametrize("load", [load_with_torch, load_with_mmengine])
-
-
 class Net(nn.Module):
     """A layer two levels deep, so that prefixes are in use."""
 
@@ -517,6 +508,8 @@ def test_reset_parameters_in_any_order(layer_class, options):
 
 @layers
 def test_frameworks_initialise(layer_class, options):
+    ResNet = pytest.importorskip("mmdet.models.backbones").ResNet
+    ConvModule = pytest.importorskip("mmcv.cnn").ConvModule
     path = f"dk_detection.layers.{layer_class.__name__}"
     net = ResNet(
         depth=50, base_channels=8, stem_channels=8, dcn=dict(type=path, **options),
@@ -535,6 +528,7 @@ def test_frameworks_initialise(layer_class, options):
 
 @layers
 def test_fused_batch_norm_keeps_the_output(layer_class, options):
+    fuse_conv_bn = pytest.importorskip("mmcv.cnn").fuse_conv_bn
     net = learned(nn.Sequential(layer_class(4, 6, 3, padding=1, **options), nn.BatchNorm2d(6))).eval()
     nn.init.uniform_(net[1].running_mean)
     nn.init.uniform_(net[1].weight, 0.5, 2)
@@ -621,7 +615,21 @@ def test_compiles_without_a_break(layer_class, options):
 def test_can_be_traced(layer_class, options):  # which is how mmengine and fvcore count FLOPs
     layer = learned(layer_class(4, 6, 3, padding=1, **options))
     x = torch.randn(2, 4, 7, 8)
-    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
+    traced = torch.jit.trace(layer, x)
+    for shape in ((2, 4, 7, 8), (5, 4, 9, 6), (1, 4, 7, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(traced(x), layer(x), **CLOSE32)
+
+
+@layers
+@pytest.mark.parametrize("geometry", ["stride", "depthwise", "pointwise"])
+def test_is_exported_for_every_size(layer_class, options, geometry):
+    layer = learned(layer_class(**GEOMETRIES[geometry], **options)).eval()
+    dims = {axis: torch.export.Dim(name, min=least) for axis, name, least in ((0, "n", 1), (2, "h", 5), (3, "w", 5))}
+    exported = torch.export.export(layer, (torch.randn(3, layer.in_channels, 7, 8),), dynamic_shapes=(dims,)).module()
+    for shape in ((7, 9, 6), (1, 5, 5)):
+        x = torch.randn(shape[0], layer.in_channels, *shape[1:])
+        torch.testing.assert_close(exported(x), layer(x), **CLOSE32)
 
 
 @layers

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from fvcore.nn.weight_init import c2_msra_fill  # Detectron2's
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmengine.model import initialize
-from torch import nn
 
 from dk_detection.layers import (
     DeformConv2d,

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
-from torch import nn
 
 import dk_detection.mmdet  # noqa: F401
 from dk_detection.backbones import MobileNetV2, ResNetDW

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -18,7 +21,7 @@ from tests.stems import LAYERS
 
 ROOT = Path(__file__).parents[2] / "configs" / "mmdet"
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent.name != "_base_")
-OURS = ("r50-dw", "mobilenet-v2")
+OUR_NETWORKS = ("r50-dw", "mobilenet-v2")
 # The first epoch at each lower rate.
 MILESTONES = {"1x": [8, 11], "16e": [10, 14]}
 
@@ -40,7 +43,7 @@ def test_config_is_what_its_name_says(path):
     rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name.roi == "dpool" else {})
     if name.dataset == "deformed-shapes":
         rates |= {"kernel_offset": 0.1} | ({"offset_fc": 0.1} if name.roi else {})
-    elif name.backbone in OURS:  # Deformable Kernels, Section 4
+    elif name.backbone in OUR_NETWORKS:  # Deformable Kernels, Section 4
         factor = {"r50-dw": 0.01, "mobilenet-v2": 0.1}[name.backbone]
         rates = {"kernel_offset": factor, "conv_offset": factor}
         assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
@@ -97,7 +100,7 @@ def test_config_is_what_its_name_says(path):
         assert {type(layer) for layer in layers} == {LAYERS[name.roi] if name.roi else RoIAlign}
         assert {layer.output_size for layer in layers} == {(size, size)}
         assert name.schedule != "16e" or {layer.sampling_ratio for layer in layers} == {2}
-    if name.backbone in OURS:  # the paper's scope, and as many experts as its parameters say
+    if name.backbone in OUR_NETWORKS:  # the paper's scope, and as many experts as its parameters say
         name.check_layers(net, dict(num_experts={"r50-dw": 2, "mobilenet-v2": 8}[name.backbone]))
     else:
         assert net.depth == int(re.search(r"\d+", name.backbone)[0])
