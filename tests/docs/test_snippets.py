@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 
+from dk_detection.datasets import deformed_shapes
 from dk_detection.layers.table import TABLE
 from tests.docs.pages import PAGES, ROOT, Snippet, snippets
 
@@ -23,6 +24,8 @@ PROSE = ("text", "bibtex")
 
 def of_language(language: str):
     chosen = [snippet for snippet in SNIPPETS if snippet.language == language]
+    if language == "python":  # those of this page are the parts of a layer, which tests/test_toy_layer.py puts together
+        chosen = [snippet for snippet in chosen if snippet.page.name != "adding_an_operator.md"]
     return pytest.mark.parametrize("snippet", chosen, ids=str)
 
 
@@ -48,8 +51,15 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", random_weights)
 
 
+@pytest.fixture
+def few_images(monkeypatch):
+    """Drawn data sets are as they would be, but for the number of images."""
+    small = dict(num_train=2, num_val=1, num_test=1)
+    monkeypatch.setattr(deformed_shapes, "make", functools.partial(deformed_shapes.make, **small))
+
+
 @of_language("python")
-def test_python(snippet, monkeypatch):
+def test_python(snippet, few_images):
     if "detectron2" in snippet.text:
         pytest.importorskip("detectron2")
     if "_base_" in snippet.text:
@@ -64,6 +74,7 @@ def test_python(snippet, monkeypatch):
 
 def check_config_of_mmdet(snippet: Snippet) -> None:
     """Builds the detector and its optimiser; there is something of ours in it, and every learning rate has its use."""
+    pytest.importorskip("mmdet")
     from mmdet.registry import MODELS
     from mmengine.config import Config
     from mmengine.optim import build_optim_wrapper
@@ -86,7 +97,8 @@ def check_lazy_config(made: dict) -> None:
     """Builds what a LazyConfig says, of its optimiser the groups of parameters."""
     from detectron2.config import instantiate
 
-    model = instantiate(made["model"])
+    with torch.device("meta"):
+        model = instantiate(made["model"])
     assert is_ours(model)
     if "optimizer" in made:
         made["optimizer"].params.model = model
@@ -113,8 +125,10 @@ def test_yaml(snippet):
     cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
     Path("config.yaml").write_text(snippet.text, encoding="utf-8")
     cfg.merge_from_file("config.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    assert is_ours(build_model(cfg))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert is_ours(model)
 
 
 @of_language("console")
@@ -246,3 +260,17 @@ PROGRAMS = {
 def test_commands_that_are_wrong_are_found(text, message, tmp_path):
     with pytest.raises(AssertionError, match=message):
         test_commands(Snippet(ROOT / "README.md", 1, "console", text), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ('model = dict(type="DkMimicRCNN")\n', AssertionError, "a config has a _base_"),
+        ("import torch\ntorch.zeros(2, 3) @ weight\n", NameError, "weight"),
+        ('import urllib.request\nurllib.request.urlopen("http://127.0.0.1:9/weights.pth")\n', OSError, "no network"),
+        ('_base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"\n', AssertionError, "is_ours"),
+    ],
+)
+def test_python_that_is_wrong_is_found(text, error, message, few_images):
+    with pytest.raises(error, match=message):
+        test_python(Snippet(ROOT / "README.md", 1, "python", text), few_images)
