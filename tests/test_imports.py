@@ -167,7 +167,7 @@ def test_layers_work_without_a_framework():
         names = dk_detection.to_deformable(network, ModulatedDeformConv2d, select=lambda name, conv: name == "2")
         assert names == ["2"] and isinstance(network[2], ModulatedDeformConv2d), names
         network(torch.rand(1, 2, 7, 8)).sum().backward()
-        assert len(MobileNetV2(conv3x3="dk")(torch.rand(1, 3, 64, 64))) == 4
+        assert len(MobileNetV2()(torch.rand(1, 3, 64, 64))) == 4
     """)
 
 

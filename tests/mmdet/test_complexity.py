@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmdet.registry import MODELS
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from torch import nn
 
 from dk_detection.complexity.counting import Part, total
 from dk_detection.errors import UserError
