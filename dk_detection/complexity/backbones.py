@@ -8,7 +8,7 @@ from torchvision import models
 
 from dk_detection.backbones import MobileNetV2, ResNetDW
 from dk_detection.complexity.counting import Part, count_network
-from dk_detection.convert import to_deformable
+from dk_detection.convert import exchanges, fold_scopes, to_deformable
 from dk_detection.errors import UserError
 
 BACKBONES = {"resnet50-dw": ResNetDW, "mobilenet-v2": MobileNetV2}
@@ -20,7 +20,7 @@ def count_backbone(name: str, shape: tuple[int, int] = (224, 224), exchange: Seq
     Args:
         name: A name in `BACKBONES`, or a classification model of torchvision, such as "resnet101".
         shape: (H, W) of the image.
-        exchange: Arguments of `to_deformable`, carried out one after the other.
+        exchange: Which layers stand where, in the grammar of `dk_detection.convert.exchanges`.
 
     Returns:
         A part for each child of the network.
@@ -35,11 +35,11 @@ def count_backbone(name: str, shape: tuple[int, int] = (224, 224), exchange: Seq
 
 
 def build_backbone(name: str, exchange: Sequence[dict] = ()) -> nn.Module:
-    """The classifier that `count_backbone` counts, on the meta device.
+    """The classifier that `count_backbone` counts, folded for inference, on the meta device.
 
     Raises:
         UserError: There is no such network.
-        TypeError, ValueError: `to_deformable` raises it.
+        TypeError, ValueError: `exchanges` or `to_deformable` raises it.
     """
     if name not in BACKBONES and name not in models.list_models(module=models):
         raise UserError(
@@ -47,6 +47,6 @@ def build_backbone(name: str, exchange: Sequence[dict] = ()) -> nn.Module:
         )
     with torch.device("meta"):
         network = BACKBONES[name](num_classes=1000) if name in BACKBONES else models.get_model(name, weights=None)
-        for arguments in exchange:
+        for arguments in exchanges(exchange):
             to_deformable(network, **arguments)
-    return network
+    return fold_scopes(network)

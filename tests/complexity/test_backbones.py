@@ -38,6 +38,7 @@ def test_layers_and_shape():
             "resnet50-dw cannot be counted: .*'scope'",
         ),
         (dict(name="resnet18", exchange=[dict(layer="dk", select="layer9.*")]), "matches no rigid nn.Conv2d"),
+        (dict(name="resnet18", exchange=[dict(layer="dk")]), "resnet18 cannot be counted: exchange needs select"),
         (dict(name="alexnet", shape=(8, 8)), "alexnet cannot be counted: .*too small"),
     ],
 )
