@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dk_detection.ops._common import conv_output_size
-
 # Kernels that exist at a time. A batch whose kernels are larger goes in parts.
 _KERNEL_BYTES = 64 << 20
 
@@ -84,8 +82,10 @@ def conv2d_per_image(
 
 def _unfolded(input, kernel, bias, stride, padding, dilation, groups) -> Tensor:
     """The same by a product with the columns of each image, in which no number depends on the size of the batch."""
+    # That of a convolution, in the form that torch's symbolic sizes have for `unfold`.
     out_h, out_w = (
-        conv_output_size(input.shape[2 + i], kernel.shape[3 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)
+        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel.shape[3 + i] - 1) + stride[i] - 1) // stride[i]
+        for i in (0, 1)
     )
     columns = F.unfold(input, kernel.shape[3:], dilation, padding, stride)  # [N, C * kH * kW, outH * outW]
     output = kernel.flatten(2).unflatten(1, (groups, -1)) @ columns.unflatten(1, (groups, -1))

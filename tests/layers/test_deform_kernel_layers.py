@@ -615,7 +615,21 @@ def test_compiles_without_a_break(layer_class, options):
 def test_can_be_traced(layer_class, options):  # which is how mmengine and fvcore count FLOPs
     layer = learned(layer_class(4, 6, 3, padding=1, **options))
     x = torch.randn(2, 4, 7, 8)
-    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
+    traced = torch.jit.trace(layer, x)
+    for shape in ((2, 4, 7, 8), (5, 4, 9, 6), (1, 4, 7, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(traced(x), layer(x), **CLOSE32)
+
+
+@layers
+@pytest.mark.parametrize("geometry", ["stride", "depthwise", "pointwise"])
+def test_is_exported_for_every_size(layer_class, options, geometry):
+    layer = learned(layer_class(**GEOMETRIES[geometry], **options)).eval()
+    dims = {axis: torch.export.Dim(name, min=least) for axis, name, least in ((0, "n", 1), (2, "h", 5), (3, "w", 5))}
+    exported = torch.export.export(layer, (torch.randn(3, layer.in_channels, 7, 8),), dynamic_shapes=(dims,)).module()
+    for shape in ((7, 9, 6), (1, 5, 5)):
+        x = torch.randn(shape[0], layer.in_channels, *shape[1:])
+        torch.testing.assert_close(exported(x), layer(x), **CLOSE32)
 
 
 @layers
