@@ -161,13 +161,7 @@ def make(
         num_train: Number of training images, at least 6; image k is the same whatever the number.
         num_val: Number of validation images, at least 6.
 
-    Returns:
-        True if the data set was made, False if it was there.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument is out of its range.
-        FileExistsError: `root` is a file, or a folder with other things in it.
+    Returns, Raises: As `detection.make`.
     """
     parameters = {
         "seed": integer("seed", seed, 0),
