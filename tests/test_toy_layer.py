@@ -33,6 +33,8 @@ net(x).square().sum().backward()
 torch.optim.SGD(net.parameters(), lr=0.01).step()
 layer = net.layer3[0].conv2
 assert layer.scale.weight.ne(0).any() and layer.max_scale == 2
+conv = torch.nn.Conv2d(4, 4, 3).requires_grad_(False)
+assert not any(parameter.requires_grad for parameter in ScaledConv2d.from_rigid(conv).parameters())
 
 # One output position and one tap on each side: a scale of 1 doubles the distance, and the borders fall off the map.
 layer = ScaledConv2d(1, 1, (1, 3), padding=(0, 1), bias=False)

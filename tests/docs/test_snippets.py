@@ -54,8 +54,12 @@ def offline(monkeypatch, tmp_path):
 @pytest.fixture
 def few_images(monkeypatch):
     """Drawn data sets are as they would be, but for the number of images."""
-    small = dict(num_train=2, num_val=1, num_test=1)
-    monkeypatch.setattr(deformed_shapes, "make", functools.partial(deformed_shapes.make, **small))
+    for name, numbers in (
+        ("make", dict(num_train=2, num_val=1, num_test=1)),
+        ("make_classification", dict(num_train=6, num_val=6)),
+    ):
+        make = getattr(deformed_shapes, name)
+        monkeypatch.setattr(deformed_shapes, name, functools.partial(make, **numbers))
 
 
 @of_language("python")
