@@ -5,7 +5,7 @@ Importing the package costs nothing: everything is loaded when it is first used.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY_MODULES = ("ops", "layers", "convert", "reference", "mimicking", "datasets")
 _LAZY_FUNCTIONS = ("to_deformable", "fold_scopes", "translate_names")
