@@ -57,7 +57,7 @@ def run(
         UserError: Something that the user can put right.
     """
     cfg = load_config(config, list(options))
-    if missing := [key for key in ("tta_model", "tta_pipeline") if tta and key not in cfg]:
+    if missing := [key for key in ("tta_model", "tta_pipeline") if tta and not cfg.get(key)]:
         raise UserError(f"--tta: {config} sets no {missing[0]}; _base_/multi_scale_testing.py has both")
     weights = read_checkpoint(checkpoint)
     images.check_files(image_folder)

@@ -18,8 +18,8 @@ _FLIPPED_AXES = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
 class DkTTAModel(DetTTAModel):
     """MMDetection's `DetTTAModel` with two additions.
 
-    Masks, which MMDetection refuses: the boxes are those of all views, joined as in `DetTTAModel`. Each view gives a mask
-    for each of them, and the mean of their probabilities is the result, as in Detectron2.
+    Masks, which MMDetection refuses: the boxes are those of all views, joined as in `DetTTAModel`. Each view gives a
+    mask for each of them, and the mean of their probabilities is the result, as in Detectron2.
 
     Box averaging: `tta_cfg=dict(nms=..., max_per_img=..., box_averaging=dict(iou_threshold=0.5, iterations=1))`, whose
     options are those of `dk_detection.evaluation.box_averaging.average_boxes`.

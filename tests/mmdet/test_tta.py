@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 
-import dk_detection.mmdet.tta  # noqa: F401  (registers the model)
+import dk_detection.mmdet  # noqa: F401  (registers the model)
 from dk_detection.evaluation.box_averaging import average_boxes
 
 ROOT = Path(__file__).parents[2]
