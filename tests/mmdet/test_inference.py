@@ -42,6 +42,12 @@ tta_pipeline = [
 """
 
 
+@pytest.fixture(autouse=True)
+def plain_configs(monkeypatch):
+    """The framework formats the config four times a run, which takes longer than all the rest."""
+    monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **options: (text, True))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """tiny.py, tiny.pth (random weights) and shapes/, six images of the test set."""
@@ -107,6 +113,23 @@ def test_interrupted_and_resumed(folder, images, whole, tmp_path, monkeypatch):
         patch.setattr(shards.Writer, "write", lambda *a: (seen.append(a[1]), write_result(*a)))
         assert run(folder, images, tmp_path) == whole
     assert len(seen) == len(images.images) - 2
+
+
+def test_processes_share_the_unfinished_images(tmp_path, monkeypatch):
+    class Dataset(list):
+        def get_data_info(self, index):
+            return dict(img_id=self[index])
+
+    dataset = Dataset([5, 3, 9, 7, 1, 8])
+    shards.claim(str(tmp_path))
+    shards.Writer(str(tmp_path)).write(9, [])
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(inference, "get_dist_info", lambda rank=rank: (rank, 3))
+        sampler = inference.DkUnfinishedSampler(dataset, str(tmp_path))
+        shares.append([dataset[i] for i in sampler])
+        assert len(sampler) == len(shares[-1])
+    assert shares == [[5, 1], [3, 8], [7]]
 
 
 def test_augmentation(folder, images, whole, tmp_path):
