@@ -42,7 +42,7 @@ class Evaluation:
         backend: The library that compares: "pycocotools", or "hotcoco", which gives the same bits and is faster.
 
     Raises:
-        UserError: There are no results, or the library is not installed.
+        UserError: There are no results, the annotations are not what they should be, or the library is not installed.
     """
 
     def __init__(self, annotations: dict, results: list[dict], kind: str, backend: str = "pycocotools") -> None:
@@ -256,14 +256,17 @@ def _compare_with_truth(annotations: dict, results: list[dict], kind: str, backe
     # pycocotools writes into what it is given. With a box beside it, a mask would be small, medium or large by the box.
     dropped = "bbox" if kind == "segm" else "segmentation"
     results = [{key: value for key, value in entry.items() if key != dropped} for entry in results]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco()
-        truth.dataset = annotations
-        truth.createIndex()
-        comparison = coco_eval(truth, truth.loadRes(results), kind)
-        comparison.params.maxDets = [100]
-        comparison.evaluate()
-        comparison.accumulate()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = coco()
+            truth.dataset = annotations
+            truth.createIndex()
+            comparison = coco_eval(truth, truth.loadRes(results), kind)
+            comparison.params.maxDets = [100]
+            comparison.evaluate()
+            comparison.accumulate()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # results have been checked
+        raise UserError(f"{backend} cannot use these annotations for {KINDS[kind]} AP ({error!r})") from error
     return comparison
 
 

@@ -144,7 +144,7 @@ def read_results(path: str, images: ImageSet) -> Iterator[dict]:
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(np.diff(np.asarray(hashes)[order]) == 0)
     if len(again):
-        first, second = order[again[0]], order[again[0] + 1]
+        second, first = min(zip(order[again + 1], order[again], strict=True))
         raise UserError(f"{path}: detection {second} is a copy of detection {first}; {len(again)} are copies")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -188,7 +189,10 @@ def test_certain_comparison():
 def test_bad_input(content, results, monkeypatch):
     with pytest.raises(UserError, match="no detection"):
         Evaluation(content, [], "bbox")
-    monkeypatch.setitem(__import__("sys").modules, "hotcoco", None)
+    broken = dict(content, annotations=without(content["annotations"], "iscrowd"))
+    with pytest.raises(UserError, match=r"cannot use these annotations for mask AP \(KeyError\('iscrowd'\)\)"):
+        Evaluation(broken, results, "segm")
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
     with pytest.raises(UserError, match=r"hotcoco is not installed .*dk-detection\[evaluation\]"):
         Evaluation(content, results, "bbox", "hotcoco")
     other = Evaluation(*one_object_each(3, [0]), "bbox")
