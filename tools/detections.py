@@ -98,6 +98,11 @@ def find_detections(args: argparse.Namespace):
     return (images, [folder]) if rank == "0" else None
 
 
+def number(*values: float) -> str:
+    """A figure, or an interval of two; one that is undefined, as nothing is to be found, is a hyphen."""
+    return "-" if values[0] != values[0] else " to ".join(f"{value:.1f}" for value in values)
+
+
 def run(main, argv: list[str]) -> int:
     """Calls `main(argv)` and says in one line what went wrong."""
     try:

@@ -66,17 +66,17 @@ def score(args: argparse.Namespace, images, results: list[str]) -> None:
     for kind, evaluation in evaluations(args, images, results).items():
         figures = evaluation.figures()
         record[KINDS[kind]] = {"figures": figures}
-        rows.append([KINDS[kind], *map(number, figures.values())])
+        rows.append([KINDS[kind], *map(detections.number, figures.values())])
         if args.resamples:
             bounds = intervals(resampled_figures(evaluation, args.resamples, args.seed))
             record[KINDS[kind]]["intervals"] = bounds
-            rows.append(["", *(f"{number(low)} to {number(high)}" for low, high in bounds.values())])
+            rows.append(["", *(detections.number(low, high) for low, high in bounds.values())])
         if args.categories:
             record[KINDS[kind]]["categories"] = evaluation.per_category()
             tables.append(
                 format_table(
                     [f"{KINDS[kind]}, category", *FIGURES],
-                    [[name, *map(number, row.values())] for name, row in evaluation.per_category().items()],
+                    [[name, *map(detections.number, row.values())] for name, row in evaluation.per_category().items()],
                 )
             )
     note = f"{images.name}, {len(images.images)} images, COCO metric, 0 to 100"
@@ -101,8 +101,8 @@ def compare(args: argparse.Namespace, images) -> None:
         found = compare_evaluations(a[kind], b[kind], args.resamples, args.seed)
         record[KINDS[kind]] = {name: vars(difference) for name, difference in found.items()}
         rows += [
-            [f"{KINDS[kind]}, A", *map(number, a[kind].figures().values())],
-            ["B", *map(number, b[kind].figures().values())],
+            [f"{KINDS[kind]}, A", *map(detections.number, a[kind].figures().values())],
+            ["B", *map(detections.number, b[kind].figures().values())],
             ["B - A", *(f"{each.value:+.1f}" for each in found.values())],
             ["95% interval", *(f"{each.interval[0]:+.1f} to {each.interval[1]:+.1f}" for each in found.values())],
             ["B is ahead in", *(f"{100 * each.certainty:.1f}%" for each in found.values())],
@@ -125,10 +125,6 @@ def evaluations(args: argparse.Namespace, images, results: list[str]) -> dict:
     loaded = {path: list(read_results(path, images)) for path in results}
     chosen = by_kind({path: kinds_of(entries[0]) if entries else ["bbox"] for path, entries in loaded.items()})
     return {kind: Evaluation(truth, loaded[path], kind, args.backend) for kind, path in chosen.items()}
-
-
-def number(value: float) -> str:
-    return "-" if value != value else f"{value:.1f}"  # NaN: nothing to find
 
 
 def write_json(path: str, record: dict) -> None:
