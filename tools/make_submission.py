@@ -47,9 +47,8 @@ def main(argv: list[str]) -> None:
             print(f"  {package.dropped} detections were left out, beyond the best {MAX_PER_IMAGE} of an image")
         if args.val:
             figures = Evaluation(annotations, list(read_results(str(package.path), images)), package.kind).figures()
-            print(
-                f"  {', '.join(f'{name} {detections.number(value)}' for name, value in figures.items())} (0 to 100, {images.name})"
-            )
+            words = [f"{name} {detections.number(value)}" for name, value in figures.items()]
+            print(f"  {', '.join(words)} (0 to 100, {images.name})")
 
 
 if __name__ == "__main__":
