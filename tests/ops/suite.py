@@ -4,6 +4,7 @@ Backends: "cpu", the host kernels; "host_run", the device bodies in a plain loop
 present.
 """
 
+import inspect
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ class OperatorSuite:
                 return function(*args, **(kwargs or {}))
 
         with Record():
-            output = self.run(self.function, self.tensors(case, device), case)
+            output = self.run(inspect.unwrap(self.function), self.tensors(case, device), case)
         (args,) = calls
         torch.library.opcheck(operator, args)
         torch.library.opcheck(backward, self.backward_arguments(torch.randn_like(output), args))

@@ -347,7 +347,11 @@ WRONG = {
         ValueError,
         "weight has a scope of 2x3, expected at least kernel_size = 3x3",
     ),
-    "scope_width": ({"kernel_size": (3, 5)}, ValueError, "weight has a scope of 4x4, .* kernel_size = 3x5"),
+    "scope_width": (
+        {"kernel_size": (3, 5), "kernel_offset": torch.rand(2, 30, 7, 3)},
+        ValueError,
+        "weight has a scope of 4x4, .* kernel_size = 3x5",
+    ),
     "channels": ({"weight": torch.rand(4, 4, 3, 3)}, ValueError, r"input has 6 channels, .* weight.shape\[1\] = 4"),
     "out_channels": ({"weight": torch.rand(5, 3, 3, 3)}, ValueError, "weight has 5 output channels, .* groups = 2"),
     "kernel_offset_rank": ({"kernel_offset": torch.rand(2, 18)}, ValueError, r"kernel_offset must have 4 .* \[2, 18\]"),
