@@ -163,7 +163,8 @@ def _rule(name, values):
 
 def slope_by_offset(operator, values, direction, kernel_size):
     """The derivative of a convolution along a direction of its `offset`, `[N, 2 * groups * kH * kW, outH, outW]`."""
-    batch, _, *out_size = values["offset"].shape
+    batch, channels, *out_size = direction.shape
+    groups = channels // (2 * kernel_size[0] * kernel_size[1])
     y, x = (
         torch.arange(kernel_size[i], device=direction.device)[:, None] * values["dilation"][i]
         + torch.arange(out_size[i], device=direction.device) * values["stride"][i]
@@ -171,13 +172,13 @@ def slope_by_offset(operator, values, direction, kernel_size):
         for i in (0, 1)
     )  # [kH, outH], [kW, outW]
     rest = y[:, None, :, None], x[None, :, None, :]
-    offset, direction = (t.reshape(batch, -1, *kernel_size, 2, *out_size) for t in (values["offset"], direction))
-    mask = 1 if values["mask"] is None else values["mask"].view(batch, -1, *kernel_size, *out_size)
+    offset, direction = (t.reshape(batch, groups, *kernel_size, 2, *out_size) for t in (values["offset"], direction))
+    mask = 1 if values["mask"] is None else values["mask"].view(batch, groups, *kernel_size, *out_size)
     slope = 0
     for sign, moved, modulation in _neighbours(offset, direction, rest):
         changes = {
-            "offset": moved.reshape(batch, -1, *out_size),
-            "mask": (mask * modulation).reshape(batch, -1, *out_size),
+            "offset": moved.reshape(batch, channels, *out_size),
+            "mask": (mask * modulation).reshape(batch, channels // 2, *out_size),
         }
         slope = slope + sign * operator.forward(**values | changes)
     return slope
@@ -195,26 +196,27 @@ def slope_by_kernel_offset(operator, values, direction):
     )  # [kH], [kW]
     rest = y[:, None, None, None], x[:, None, None]
 
-    offset, mask = values["offset"], values["mask"]
+    def grouped(map, values):
+        """[N, groups * values, outH, outW] -> [N, groups, values, outH, outW]."""
+        return map.reshape(batch, map.shape[1] // values, values, out_h, out_w)
+
     taps = kernel_size[0] * kernel_size[1]
-    if offset is not None:
-        offset = offset.view(batch, -1, 2 * taps, out_h, out_w)
-        groups = math.lcm(groups, offset.shape[1])  # all numbers of groups divide that of channels
-    if mask is not None:
-        mask = mask.view(batch, -1, taps, out_h, out_w)
-        groups = math.lcm(groups, mask.shape[1])
+    offset = None if values["offset"] is None else grouped(values["offset"], 2 * taps)
+    mask = None if values["mask"] is None else grouped(values["mask"], taps)
+    # All numbers of groups divide that of the channels.
+    common = math.lcm(groups, *(map.shape[1] for map in (offset, mask) if map is not None))
 
     def spread(map):
-        """[N, fewer groups, k, outH, outW] -> [N, groups * k, outH, outW]."""
-        times = groups // map.shape[1]
-        return map.unsqueeze(2).expand(-1, -1, times, -1, -1, -1).reshape(batch, -1, out_h, out_w)
+        """[N, groups, values, outH, outW] -> [N, common * values, outH, outW]."""
+        map = map.unsqueeze(2).expand(-1, -1, common // map.shape[1], -1, -1, -1)
+        return map.reshape(batch, common * map.shape[3], out_h, out_w)
 
     changes = {} if offset is None else {"offset": spread(offset)}
     mask = 1 if mask is None else spread(mask)
     slope = 0
     clip = scope if values["clip"] else None
     for sign, moved, modulation in _neighbours(values["kernel_offset"], direction, rest, clip):
-        modulation = spread(modulation.reshape(batch, -1, taps, out_h, out_w))
+        modulation = spread(modulation.reshape(batch, groups, taps, out_h, out_w))
         changes |= {"kernel_offset": moved, "mask": mask * modulation}
         slope = slope + sign * operator.forward(**values | changes)
     return slope

@@ -173,7 +173,7 @@ def _register(operator, names, fake, vjp, jvp):
             for zero.
     """
 
-    class Function(_SingleLevelFunction):
+    class Rules(_SingleLevelFunction):
         @staticmethod
         def forward(*args):
             # What is above autograd has been dealt with; whoever is below, such as an outer transform of torch.func,
@@ -213,13 +213,15 @@ def _register(operator, names, fake, vjp, jvp):
             )
             return results if len(results) > 1 else results[0]
 
+    Function = type(operator._opname, (Rules,), {})  # the name that grad_fn shows
+
     def autograd(*args):
         with enable_single_level_autograd_function():
             return Function.apply(*args)
 
     def vmap(info, in_dims, *args):
         if info.batch_size == 0:
-            raise RuntimeError(f"{operator.__name__}: vmap over a dimension of size 0 is not supported")
+            raise RuntimeError(f"{operator._opname}: vmap over a dimension of size 0 is not supported")
         outputs = [
             operator(*(a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)))
             for i in range(info.batch_size)
@@ -228,7 +230,6 @@ def _register(operator, names, fake, vjp, jvp):
             return torch.stack(outputs), 0
         return tuple(map(torch.stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
 
-    Function.__name__ = operator._opname
     torch.library.register_fake(operator, lambda *args: fake(**dict(zip(names, args, strict=True))))
     torch.library.register_vmap(operator, vmap)
     _LIBRARY.impl(operator._opname, autograd, "Autograd")

@@ -106,19 +106,20 @@ def slope_by_offset(operator, values, direction):
     an image of its own, with RoIs of its own, and each bin is a part.
     """
     input, rois, bins = values["input"], values["rois"], tuple(values["output_size"])
-    channels = values.get("output_channels", input.shape[1])
+    (images, maps, *size), number = input.shape, len(rois)
+    channels = values.get("output_channels", maps)
     classes, *parts = direction.shape[1] // 2, *direction.shape[2:]
     rows, columns = (torch.arange(bins[i], device=rois.device) * parts[i] // bins[i] for i in (0, 1))
 
     def apart(part, planes):
         """[n, planes * classes, partH, partW] -> [n * channels, planes, outH, outW]."""
-        part = part.view(-1, classes, planes, *parts)[..., rows[:, None], columns]
-        return part.repeat_interleave(channels // classes, dim=1).flatten(0, 1)
+        part = part.reshape(number, classes, planes, *parts)[..., rows[:, None], columns]
+        return part.repeat_interleave(channels // classes, dim=1).reshape(number * channels, planes, *bins)
 
-    channel = torch.arange(channels, device=rois.device).repeat(len(rois))
+    channel = torch.arange(channels, device=rois.device).repeat(number)
     rois = rois.repeat_interleave(channels, dim=0)
     changes = {
-        "input": input.reshape(len(input) * channels, -1, *input.shape[2:]),
+        "input": input.reshape(images * channels, maps // channels, *size),
         "rois": torch.cat([rois[:, :1] * channels + channel[:, None], rois[:, 1:]], dim=1),
         "offset": apart(values["offset"], 2),
         "mask": None if values["mask"] is None else apart(values["mask"], 1),
@@ -129,4 +130,4 @@ def slope_by_offset(operator, values, direction):
     _, slopes, _ = operator.backward(
         grad_output=input.new_ones(len(rois), 1, *bins), output_mask=[False, True, False], **values
     )
-    return (slopes * apart(direction, 2)).sum(1).view(-1, channels, *bins)
+    return (slopes * apart(direction, 2)).sum(1).view(number, channels, *bins)

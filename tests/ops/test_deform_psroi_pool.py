@@ -99,6 +99,7 @@ class TestDeformPSRoIPool(OperatorSuite):
     reference = staticmethod(reference.deform_psroi_pool)
     data = ("input",)
     cases = CASES
+    once = True
 
     def run(self, function, tensors, case):
         return call(function, tensors, case.options)

@@ -92,6 +92,7 @@ class TestDeformRoIPool(OperatorSuite):
     reference = staticmethod(reference.deform_roi_pool)
     data = ("input",)
     cases = CASES
+    once = True
 
     def run(self, function, tensors, case):
         return call(function, tensors, case.options)
