@@ -76,15 +76,15 @@ class Operator:
         return _empty_like(values[self.differentiable[0]], self.output_shape(**values))
 
     def _fake_backward(self, grad_output, output_mask, **values):
-        first = self.differentiable[0]
-        gradients = {
-            name: lambda name=name: values[name].new_empty(values[name].shape) for name in self.differentiable
-        } | {
-            first: lambda: _empty_like(values[first], values[first].shape),
-            "bias": lambda: grad_output.new_empty(grad_output.shape[1]),
-        }
+        def gradient(name):
+            if name == "bias":
+                return grad_output.new_empty(grad_output.shape[1])
+            if name == self.differentiable[0]:
+                return _empty_like(values[name], values[name].shape)
+            return values[name].new_empty(values[name].shape)
+
         return tuple(
-            gradients[name]() if wanted else grad_output.new_empty(0)
+            gradient(name) if wanted else grad_output.new_empty(0)
             for name, wanted in zip(self.differentiable, output_mask, strict=True)
         )
 
@@ -121,8 +121,11 @@ class Operator:
 
     def _gradients_again(self, values, wanted, *directions):
         """The gradients of `<d, J^T u>`, by u and by the arguments called `wanted`."""
-        directions = {n: d for n, d in zip(self.differentiable, directions, strict=True) if d is not None}
-        tangent, gradients = self._bend(values, wanted, directions)
+        asked = zip(self.differentiable, directions, values["output_mask"], strict=True)
+        directions = {name: direction for name, direction, is_asked in asked if is_asked and direction is not None}
+        if not directions:
+            return {}
+        tangent, gradients = self._second_order(values, wanted, directions)
         return gradients | {"grad_output": tangent}
 
     def _tangents_of_gradients(self, values, directions):
@@ -132,13 +135,13 @@ class Operator:
         if "grad_output" in directions:
             gradients = self.backward(**values | {"grad_output": directions["grad_output"]})
             tangents.update((n, g) for n, g in zip(self.differentiable, gradients, strict=True) if n in wanted)
-        directions = {name: direction for name, direction in directions.items() if name != "grad_output"}
+        directions = {name: directions[name] for name in self.differentiable if name in directions}
         if directions:
-            for name, bent in self._bend(values, wanted, directions)[1].items():
-                tangents[name] = bent if tangents[name] is None else tangents[name] + bent
+            for name, tangent in self._second_order(values, wanted, directions)[1].items():
+                tangents[name] = tangent if tangents[name] is None else tangents[name] + tangent
         return tuple(tangents.values())
 
-    def _bend(self, values, wanted, directions):
+    def _second_order(self, values, wanted, directions):
         """`J d`, and the gradients of `<u, J d>` by the arguments called `wanted`; u is `grad_output`."""
         if self.once:
             raise RuntimeError(

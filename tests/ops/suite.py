@@ -176,7 +176,10 @@ class OperatorSuite:
             output = self.run(inspect.unwrap(self.function), self.tensors(case, device), case)
         (args,) = calls
         torch.library.opcheck(operator, args)
-        torch.library.opcheck(backward, self.backward_arguments(torch.randn_like(output), args))
+        args = self.backward_arguments(torch.randn_like(output), args)
+        if not self.once:
+            torch.library.opcheck(backward, args, test_utils="test_autograd_registration")
+        torch.library.opcheck(backward, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args))
 
     def backward_arguments(self, grad, args):
         """Arguments of the backward operator, given the output's gradient and the forward operator's arguments."""

@@ -51,7 +51,7 @@ class TestDeformConv2d(OperatorSuite):
     def backward_arguments(self, grad, args):
         input, offset, mask, weight, bias, *geometry = args
         wanted = [True, True, mask is not None, True, bias is not None]
-        return grad, *(t if t is None else t.detach() for t in (input, offset, mask, weight)), *geometry, wanted
+        return grad, input, offset, mask, weight, *geometry, wanted
 
 
 @pytest.fixture(params=BACKENDS)
@@ -229,6 +229,26 @@ def test_half_types_keep_their_place_on_wide_maps(device):
         assert torch.equal(output, input)
 
 
+def test_an_image_without_a_batch(device):
+    case = make_case("v2", batch=1, groups=2, offset_groups=3, stride=(2, 1))
+    single = {name: t if name in ("weight", "bias") else t[0] for name, t in case.tensors.items()}
+    for leave_out in ((), ("mask",), ("mask", "bias")):
+        batched, alone = (
+            {name: t.to(device).requires_grad_() for name, t in tensors.items() if name not in leave_out}
+            for tensors in (case.tensors, single)
+        )
+        expected = deform_conv2d(**batched, **case.options)
+        output = deform_conv2d(**alone, **case.options)
+        assert torch.equal(output, expected[0])
+        for name, got, wanted in zip(
+            alone,
+            torch.autograd.grad(output.square().sum(), alone.values()),
+            torch.autograd.grad(expected.square().sum(), batched.values()),
+            strict=True,
+        ):
+            assert torch.equal(got, wanted.view_as(got)), name
+
+
 def _good():
     return {
         "input": torch.rand(2, 6, 7, 5),
@@ -241,7 +261,19 @@ def _good():
 
 
 WRONG = {
-    "input_rank": ({"input": torch.rand(6, 7, 5)}, ValueError, r"input must be \[N, C, H, W\], got shape \[6, 7, 5\]"),
+    "input_rank": ({"input": torch.rand(7, 5)}, ValueError, r"input must be \[N, C, H, W\] or .* got shape \[7, 5\]"),
+    "single_input": (
+        {"input": torch.rand(6, 7, 5)},
+        ValueError,
+        r"offset has shape \[2, 36, 7, 5\], expected 3 dimensions, since input is one image .* of shape \[6, 7, 5\]",
+    ),
+    "single_input_and_offset": (
+        {"input": torch.rand(6, 7, 5), "offset": torch.rand(36, 7, 5)},
+        ValueError,
+        r"mask has shape \[2, 18, 7, 5\], expected 3 dimensions, since",
+    ),
+    "single_offset": ({"offset": torch.rand(36, 7, 5)}, ValueError, r"offset must have 4 .* got shape \[36, 7, 5\]"),
+    "single_mask": ({"mask": torch.rand(18, 7, 5)}, ValueError, r"mask must have 4 dimensions, got shape \[18, 7, 5\]"),
     "input_type": ({"input": [1, 2]}, TypeError, "input must be a tensor, got list"),
     "input_dtype": (
         {"input": torch.ones(2, 6, 7, 5, dtype=torch.int64)},
@@ -288,7 +320,7 @@ WRONG = {
     "mask_channels": (
         {"mask": torch.rand(2, 9, 7, 5)},
         ValueError,
-        r"mask has shape \[2, 9, 7, 5\], expected \[2, 18, 7, 5\]",
+        r"mask has 9 channels, expected offset_groups \* kH \* kW = 18, half of those of offset",
     ),
     "mask_device": ({"mask": torch.rand(2, 18, 7, 5, device="meta")}, ValueError, "mask is on meta"),
     "bias_size": ({"bias": torch.rand(6)}, ValueError, r"bias has shape \[6\], expected \[4\]"),

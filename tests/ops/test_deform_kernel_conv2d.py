@@ -101,8 +101,7 @@ class TestDeformKernelConv2d(OperatorSuite):
     def backward_arguments(self, grad, args):
         input, kernel_offset, offset, mask, weight, bias, *options = args
         wanted = [True, True, offset is not None, mask is not None, True, bias is not None]
-        tensors = (t if t is None else t.detach() for t in (input, kernel_offset, offset, mask, weight))
-        return grad, *tensors, *options, wanted
+        return grad, input, kernel_offset, offset, mask, weight, *options, wanted
 
 
 @pytest.fixture(params=BACKENDS)
@@ -321,6 +320,26 @@ def test_mixed_dtypes(device):
             assert gradient.dtype == tensor.dtype
 
 
+def test_an_image_without_a_batch(device):
+    case = make_case("v2", batch=1, groups=2, kernel_offset_groups=3, offset_groups=2, mask_groups=2)
+    single = {name: t if name in ("weight", "bias") else t[0] for name, t in case.tensors.items()}
+    for leave_out in ((), ("mask",), ("offset",), ("offset", "mask", "bias")):
+        batched, alone = (
+            {name: t.to(device).requires_grad_() for name, t in tensors.items() if name not in leave_out}
+            for tensors in (case.tensors, single)
+        )
+        expected = deform_kernel_conv2d(**batched, **case.options)
+        output = deform_kernel_conv2d(**alone, **case.options)
+        assert torch.equal(output, expected[0])
+        for name, got, wanted in zip(
+            alone,
+            torch.autograd.grad(output.square().sum(), alone.values()),
+            torch.autograd.grad(expected.square().sum(), batched.values()),
+            strict=True,
+        ):
+            assert torch.equal(got, wanted.view_as(got)), name
+
+
 def _good():
     return {
         "input": torch.rand(2, 6, 7, 5),
@@ -335,7 +354,22 @@ def _good():
 
 
 WRONG = {
-    "input_rank": ({"input": torch.rand(6, 7, 5)}, ValueError, r"input must be \[N, C, H, W\], got shape \[6, 7, 5\]"),
+    "input_rank": ({"input": torch.rand(5)}, ValueError, r"input must be \[N, C, H, W\] or .* got shape \[5\]"),
+    "single_input": (
+        {"input": torch.rand(6, 7, 5)},
+        ValueError,
+        r"kernel_offset has shape \[2, 54, 7, 5\], expected 3 dimensions, since input .* of shape \[6, 7, 5\]",
+    ),
+    "single_input_and_kernel_offset": (
+        {"input": torch.rand(6, 7, 5), "kernel_offset": torch.rand(54, 7, 5)},
+        ValueError,
+        r"offset has shape \[2, 36, 7, 5\], expected 3 dimensions, since",
+    ),
+    "single_kernel_offset": (
+        {"kernel_offset": torch.rand(54, 7, 5)},
+        ValueError,
+        r"kernel_offset must have 4 dimensions, got shape \[54, 7, 5\]",
+    ),
     "input_type": ({"input": [1, 2]}, TypeError, "input must be a tensor, got list"),
     "input_dtype": ({"input": torch.ones(2, 6, 7, 5).long()}, TypeError, "input must be floating-point, got"),
     "weight_rank": ({"weight": torch.rand(4, 3, 3)}, ValueError, r"weight must be .* got shape \[4, 3, 3\]"),
@@ -418,7 +452,10 @@ def test_wrong_input(change, error, message):
 
 
 # Which of them the compiled operator cannot meet.
-PYTHON_ONLY = ("input_type", "stride_type", "dilation", "kernel_size", "kernel_offset_rank", "kernel_offset_channels")
+PYTHON_ONLY = (
+    *("input_type", "stride_type", "dilation", "kernel_size", "kernel_offset_rank", "kernel_offset_channels"),
+    *("single_input_and_kernel_offset", "single_kernel_offset"),
+)
 
 
 @pytest.mark.parametrize("name", [name for name in WRONG if name not in PYTHON_ONLY])
