@@ -293,6 +293,20 @@ def test_rois_as_a_list(device):
     assert torch.equal(deform_psroi_pool(input, boxes, 2, **options), deform_psroi_pool(input, rois, 2, **options))
 
 
+def test_rois_are_no_variables():
+    # No gradient flows to them, so nothing follows them in forward mode either; in a list torch.fx sees them, too.
+    def call(input, first, second):
+        return deform_psroi_pool(input, [first, second], 2, output_channels=1, group_size=2)
+
+    tensors = torch.rand(2, 4, 9, 7), torch.tensor([[1.0, 2, 5, 6]]), torch.tensor([[0.5, 1, 3, 4]])
+    directions = torch.zeros_like(tensors[0]), *tensors[1:]
+    output, tangent = torch.func.jvp(call, tensors, directions)
+    assert tangent.shape == output.shape and tangent.count_nonzero() == 0
+    traced = torch.fx.symbolic_trace(call)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [deform_psroi_pool]
+    assert torch.equal(traced(*tensors), output)
+
+
 def test_mixed_dtypes(device):
     case = CASES[1]
     for data, position in (

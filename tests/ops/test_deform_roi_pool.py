@@ -317,6 +317,20 @@ def test_rois_as_a_list(device):
     assert torch.equal(deform_roi_pool(input, boxes, 2), deform_roi_pool(input, rois, 2))
 
 
+def test_rois_are_no_variables():
+    # No gradient flows to them, so nothing follows them in forward mode either; in a list torch.fx sees them, too.
+    def call(input, first, second):
+        return deform_roi_pool(input, [first, second], 2)
+
+    tensors = torch.rand(2, 3, 9, 7), torch.tensor([[1.0, 2, 5, 6]]), torch.tensor([[0.5, 1, 3, 4]])
+    directions = torch.zeros_like(tensors[0]), *tensors[1:]
+    output, tangent = torch.func.jvp(call, tensors, directions)
+    assert tangent.shape == output.shape and tangent.count_nonzero() == 0
+    traced = torch.fx.symbolic_trace(call)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [deform_roi_pool]
+    assert torch.equal(traced(*tensors), output)
+
+
 def test_mixed_dtypes(device):
     case = make_case("v2", mask=(1,))
     for data, position in (

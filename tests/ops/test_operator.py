@@ -1,4 +1,4 @@
-"""What the registration of operators does for any of them, shown on a toy; a compiled library that does not fit."""
+"""What holds for all operators: their registration, shown on a toy; networks; a compiled library that does not fit."""
 
 import math
 import subprocess
@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from dk_detection import ops
+from dk_detection.layers import DeformConv2d, LocalDeformKernel2d, ModulatedDeformConv2d
 from dk_detection.ops._operator import Operator
 from dk_detection.ops.flops import MULTIPLY_ADDS
 
@@ -153,6 +155,15 @@ def test_operators_compile_on_their_own_account():
     assert len({function.__code__ for function in functions}) == len(functions)
 
 
+def test_torchscript_can_call_the_compiled_operator(tmp_path):
+    def call(input, offset, weight):
+        return torch.ops.dk_detection.deform_conv2d(input, offset, None, weight, None, [1, 1], [1, 1], [1, 1])
+
+    tensors = torch.rand(1, 2, 5, 4), torch.rand(1, 18, 5, 4), torch.rand(3, 2, 3, 3)
+    torch.jit.script(call).save(f"{tmp_path}/call.pt")
+    assert torch.equal(torch.jit.load(f"{tmp_path}/call.pt")(*tensors), ops.deform_conv2d(*tensors, padding=1))
+
+
 def run_python(code):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=600
@@ -227,3 +238,33 @@ def test_counting_rules_need_no_library():
     assert MULTIPLY_ADDS["dk_detection::deform_roi_pool"]([None] * 6 + [3], (5, 4, 7, 7)) == 5 * 4 * 49 * 3 * 3 * 2
     assert len(MULTIPLY_ADDS) == 4
     """)
+
+
+def network():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        DeformConv2d(4, 6, 3, padding=1),
+        torch.nn.ReLU(),
+        ModulatedDeformConv2d(6, 4, (3, 2), stride=2, offset_groups=2),
+        LocalDeformKernel2d(4, 4, 3, padding=1, groups=2),
+    ).double()
+    for parameter in layers.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return layers, torch.rand(2, 3, 11, 9, dtype=torch.float64)
+
+
+def test_features_of_a_network_with_our_layers_can_be_extracted():
+    layers, image = network()
+    extractor = create_feature_extractor(layers, {"1": "low", "4": "high"})
+    features = extractor(image)
+    assert torch.equal(features["low"], layers[1](layers[0](image)))
+    assert torch.equal(features["high"], layers(image))
+
+
+def test_forward_mode_through_a_network_with_our_layers():
+    layers, image = network()
+    direction = torch.randn_like(image)
+    tangent = torch.func.jvp(layers, (image,), (direction,))[1]
+    step = 1e-6 * direction  # central differences: wrong by its square, and by rounding of 1e-16 / 1e-6
+    torch.testing.assert_close(tangent, (layers(image + step) - layers(image - step)) / 2e-6, rtol=1e-6, atol=1e-6)
