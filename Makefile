@@ -11,7 +11,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-CONFIG ?= configs/mmdet/deformed_shapes/mask-rcnn_r18-dk-mdconv-c3-c5_fpn_mdpool_mimic_1k_deformed-shapes.py
+CONFIG ?= configs/mmdet/deformed_shapes/mask-rcnn_r18-dkmdconv-c3-c5_fpn_mdpool_mimic_1k_deformed-shapes.py
 OP ?= deform_conv2d
 ARGS ?=
 

@@ -10,11 +10,6 @@ from functools import cache
 from dk_detection.config_files import DETECTRON2, MMDET
 from dk_detection.errors import UserError
 
-# The weight of a layer that lifts it (see dk_detection.layers._base) in checkpoints of Detectron2, so that `weight` is
-# always the rigid one there. Such a layer is known by its branch.
-LIFTED_WEIGHT = "lifted_weight"
-LIFTING_BRANCHES = ("kernel_offset", "routing")
-
 # Modules with parameters, MMDetection's name first. {n} stands for a number; where Detectron2 counts from another one,
 # its side says what to add. Of several that a name begins with the first counts.
 _MODULES = (
@@ -80,12 +75,7 @@ def to_detectron2(state: Mapping, *, num_ratios: int = 3) -> dict:
     for name, value in _kept(state):
         if name.startswith(_PER_ANCHOR):
             value = _reorder_anchors(value, name, num_ratios, to_detectron2=True)
-        new = _rename(name, modules, source=0)
-        layer, _, parameter = new.rpartition(".")
-        own = name.removesuffix("weight")
-        if parameter == "weight" and any(f"{own}{branch}.weight" in state for branch in LIFTING_BRANCHES):
-            new = f"{layer}.{LIFTED_WEIGHT}"
-        renamed[new] = value
+        renamed[_rename(name, modules, source=0)] = value
     return renamed
 
 
@@ -105,8 +95,6 @@ def to_mmdet(state: Mapping, *, num_ratios: int = 3) -> dict:
     renamed = {}
     for name, value in _kept(state):
         new = _rename(name, _MODULES + _OUR_NETWORKS, source=1)
-        if new.endswith(f".{LIFTED_WEIGHT}"):
-            new = new.removesuffix(LIFTED_WEIGHT) + "weight"
         if new.startswith(_PER_ANCHOR):
             value = _reorder_anchors(value, name, num_ratios, to_detectron2=False)
         renamed[new] = value
@@ -120,10 +108,11 @@ def _kept(state: Mapping) -> list[tuple]:
 def _has_our_network(state: Mapping) -> bool:
     """Whether a detector of MMDetection stands on a network of ours: MobileNet-V2, or a ResNet with depthwise conv2."""
     conv2 = "backbone.layer1.0.conv2"
-    if f"{conv2}.weight" not in state:
+    weight = state.get(f"{conv2}.weight", state.get(f"{conv2}.lifted_weight"))
+    if weight is None:
         return any(name.startswith("backbone.features.") for name in state)
     experts = state[f"{conv2}.routing.weight"].shape[0] if f"{conv2}.routing.weight" in state else 1
-    return state[f"{conv2}.weight"].shape[1] == experts
+    return weight.shape[1] == experts
 
 
 def _rename(name: str, modules: tuple[tuple[str, str], ...], source: int) -> str:

@@ -1,7 +1,7 @@
 """Turns a finished network into a deformable one."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 
 from dk_detection.layers import table
 from dk_detection.layers._base import RigidAtRest
+from dk_detection.layers._scope import WithScope
 
 Select = str | Iterable[str] | Callable[[str, nn.Conv2d], bool]
 
@@ -17,10 +18,12 @@ def to_deformable(module: nn.Module, layer: type[nn.Conv2d] | str, *, select: Se
     """Exchanges rigid convolutions of a network, in place, for deformable ones that compute the same for now.
 
     The new layers keep the weights, device, data type, memory format, `requires_grad` and training flag of what they
-    replace, and their offset branches are at rest: the network's output stays the same up to rounding. A convolution
-    that sits in several places stays one. If anything is wrong, the error comes before the first exchange.
+    replace, and their offset branches are at rest: the network's output stays the same up to rounding. The branches of
+    a frozen convolution, one whose weight requires no gradient, are frozen too. A convolution that sits in several
+    places stays one. If anything is wrong, the error comes before the first exchange.
 
-    Call this before you build the optimiser: the parameters are new objects.
+    Call this before you build the optimiser: the parameters are new objects. Checkpoints of the rigid network load into
+    the deformable one, and so do those whose offset branches are called as in Detectron2 or MMDetection 1.
 
     Args:
         module: The network, of any origin. It must not be a convolution itself.
@@ -63,11 +66,85 @@ def to_deformable(module: nn.Module, layer: type[nn.Conv2d] | str, *, select: Se
         except ValueError as error:
             raise ValueError(f"to_deformable: cannot exchange {name!r} ({type(conv).__name__}): {error}") from error
 
+    if not any(isinstance(child, RigidAtRest) for child in module.modules()):
+        translate_names(module)
     names = [name for name, conv in convs.items() if conv in exchanged]
     for name in names:
         parent, _, child = name.rpartition(".")
         module.get_submodule(parent).register_module(child, exchanged[convs[name]])
     return names
+
+
+def exchanges(exchange: Mapping | Iterable[Mapping]) -> list[dict]:
+    """The grammar that says which layer stands where, as arguments of `to_deformable`.
+
+    It is the same in Python, in MMDetection's configs, in LazyConfigs and in YAML:
+    `[dict(layer="mdconv", select="layer[234].*.conv2", offset_groups=4), ...]`, carried out one after the other::
+
+        for arguments in exchanges(exchange):
+            to_deformable(network, **arguments)
+
+    Args:
+        exchange: A mapping of `layer`, `select` and options of the layer, or several of them.
+
+    Returns:
+        A dictionary of arguments for each exchange.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A mapping lacks `layer` or `select`.
+    """
+    several = [exchange] if isinstance(exchange, Mapping) else exchange
+    if isinstance(several, str) or not isinstance(several, Iterable):
+        raise TypeError(f"exchange must be dict(layer=..., select=...) or several of them, got {exchange!r}")
+    several = list(several)
+    for arguments in several:
+        if not isinstance(arguments, Mapping):
+            raise TypeError(f"exchange must hold dict(layer=..., select=...), got {arguments!r}")
+        if missing := [key for key in ("layer", "select") if key not in arguments]:
+            raise ValueError(f"exchange needs {missing[0]}=... in {dict(arguments)}")
+    return [dict(arguments) for arguments in several]
+
+
+def translate_names(module: nn.Module) -> nn.Module:
+    """Makes a network understand checkpoints that keep an offset branch beside its layer, `conv2_offset` by `conv2`.
+
+    Those are Detectron2's and MMDetection 1's. A layer cannot do this by itself: torch shows it its own part of a state
+    dict only. `to_deformable` calls this; a network that was built of our layers needs it before it loads such a file,
+    and refuses the file until then. May be called again.
+
+    Args:
+        module: The network.
+
+    Returns:
+        The network.
+    """
+    module.register_load_state_dict_pre_hook(_translate_names)
+    return module
+
+
+def _translate_names(module: nn.Module, state_dict, prefix, *args) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, RigidAtRest):
+            layer.translate_names(state_dict, f"{prefix}{name}.")
+
+
+def fold_scopes(module: nn.Module) -> nn.Module:
+    """Computes the scope of every deformable kernel of a network once and for all, in place.
+
+    For inference and export: the results stay the same, and nothing of the parametrisation is computed any more. A
+    layer's `parametrisation` is "paper" afterwards, and its weight in state dicts is `scope_weight`.
+
+    Args:
+        module: The network.
+
+    Returns:
+        The network.
+    """
+    for layer in module.modules():
+        if isinstance(layer, WithScope):
+            layer.fold()
+    return module
 
 
 def _rigid_convs(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:

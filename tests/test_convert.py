@@ -1,15 +1,14 @@
 import copy
 import functools
 
-import mmcv.cnn
 import pytest
 import torch
 import torchvision
-from mmdet.models.backbones import ResNet
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from dk_detection import to_deformable
+from dk_detection.convert import exchanges
 from dk_detection.layers import DeformConv2d, GlobalDeformKernel2d, LocalDeformKernel2d, ModulatedDeformConv2d
 from tests.networks import settled
 
@@ -20,7 +19,10 @@ NETWORKS = {
     "torchvision resnet18": (lambda: torchvision.models.resnet18(), "layer[234].*.conv2"),
     "torchvision resnet18, all": (lambda: torchvision.models.resnet18(), "*"),
     "torchvision mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(), lambda name, conv: conv.groups > 1),
-    "mmdet ResNet-18": (lambda: ResNet(depth=18), ["layer3.*.conv?", "layer4.*.conv?"]),
+    "mmdet ResNet-18": (
+        lambda: pytest.importorskip("mmdet.models.backbones").ResNet(depth=18),
+        ["layer3.*.conv?", "layer4.*.conv?"],
+    ),
 }
 
 
@@ -98,7 +100,7 @@ def test_every_property_of_the_convolution_is_kept(layer_class):
         assert new.weight.requires_grad == conv.weight.requires_grad
         assert (new.bias is None) == (conv.bias is None)
         assert conv.bias is None or new.bias.requires_grad == conv.bias.requires_grad
-        assert all(p.requires_grad for p in new.conv_offset.parameters())
+        assert all(p.requires_grad == conv.weight.requires_grad for p in new.conv_offset.parameters())
     assert net[0].padding == (2, 0)
     assert net[1].padding == (1, 1)
     assert net[2].conv_offset.weight.is_contiguous(memory_format=torch.channels_last)
@@ -300,7 +302,10 @@ class GuardedConv2d(nn.Conv2d):
 
 
 @both
-@pytest.mark.parametrize("conv_class", [mmcv.cnn.bricks.Conv2d, GuardedConv2d])
+@pytest.mark.parametrize(
+    "conv_class",
+    [lambda *args, **kwargs: pytest.importorskip("mmcv.cnn").bricks.Conv2d(*args, **kwargs), GuardedConv2d],
+)
 @pytest.mark.parametrize("geometry", [dict(stride=2, padding=1), dict(padding="same", groups=2, bias=False)])
 def test_subclasses_that_compute_the_same_are_exchanged(layer_class, conv_class, geometry):
     conv = conv_class(4, 4, 3, **geometry)
@@ -346,3 +351,46 @@ def test_wrong_arguments():
     with pytest.raises(TypeError, match="stride"):
         to_deformable(net, "dconv", select="*", stride=2)
     assert type(net[0]) is nn.Conv2d
+
+
+# The grammar of configs.
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: [one], lambda one: (one,)], ids=["one", "list", "tuple"])
+def test_exchanges(wrap):
+    one = dict(layer="mdconv", select=["0", "2"], offset_groups=2)
+    assert exchanges(wrap(one)) == [one]
+
+
+def test_exchanges_of_a_lazy_config():
+    omegaconf = pytest.importorskip("omegaconf")
+    value = omegaconf.OmegaConf.create([{"layer": "dk", "select": ["a", "b"], "scope_size": [5, 4]}])
+    net = nn.ModuleDict(dict(a=nn.Conv2d(2, 2, 3), b=nn.Conv2d(2, 2, 3), c=nn.Conv2d(2, 2, 3)))
+    names = [name for arguments in exchanges(value) for name in to_deformable(net, **arguments)]
+    assert names == ["a", "b"]
+    assert net["a"].scope_size == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("mdconv", TypeError, "exchange must be dict.* or several of them, got 'mdconv'"),
+        (None, TypeError, "exchange must be dict.* or several of them, got None"),
+        (["mdconv"], TypeError, "exchange must hold dict.*, got 'mdconv'"),
+        ([dict(layer="mdconv")], ValueError, "exchange needs select=... in {'layer': 'mdconv'}"),
+        (dict(select="*"), ValueError, "exchange needs layer=... in {'select': '\\*'}"),
+    ],
+)
+def test_wrong_exchanges(value, error, message):
+    with pytest.raises(error, match=message):
+        exchanges(value)
+
+
+@pytest.mark.parametrize("token", ["mdconv", "dk", "gdk", "dkdconv", "scc"])
+def test_branches_of_frozen_convolutions_are_frozen(token):
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    net[0].weight.requires_grad_(False)
+    to_deformable(net, token, select="*")
+    learning = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert {name for name in learning if name.startswith("0.")} == {"0.bias"}
+    assert all(parameter.requires_grad for parameter in net[1].parameters())

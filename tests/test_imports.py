@@ -1,6 +1,5 @@
 """The arrows between the rooms of the house, and what works where a part of it is missing."""
 
-import ast
 import subprocess
 import sys
 import textwrap
@@ -8,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from docs.rooms import PACKAGE, imports, room_of, sources
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "dk_detection"
 FRAMEWORKS = {"mmdet", "mmcv", "mmengine", "detectron2"}
 
 _KERNELS = {"_extension", "ops", "layers", "convert", "backbones"}
@@ -36,33 +36,6 @@ ARROWS = {
 }
 # The adapters are the only rooms that know a framework, each its own.
 ADAPTERS = {"mmdet": {"mmdet", "mmcv", "mmengine"}, "detectron2": {"detectron2"}}
-
-
-def imports(source: str, module: str, is_package: bool):
-    """All modules that `source` imports, at any depth of the code, as absolute dotted names with their line numbers."""
-    package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
-            if base == PACKAGE:  # from dk_detection import ops: the room is the name
-                yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-            else:
-                yield node.lineno, base
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            name = node.args[0]
-            if isinstance(name, ast.Constant) and not name.value.startswith("."):
-                yield node.lineno, name.value
-
-
-def room_of(module: str) -> str:
-    """dk_detection.ops.deform_conv2d -> ops; dk_detection -> __init__."""
-    return (module.split(".") + ["__init__"])[1]
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -106,14 +79,9 @@ def test_arrow_check(module, source, wrong):
 
 
 def test_imports_follow_the_arrows():
-    files = sorted((ROOT / PACKAGE).rglob("*.py"))
-    assert files
-    found = []
-    for file in files:
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        is_package = parts[-1] == "__init__"
-        module = ".".join(parts[:-1] if is_package else parts)
-        found += violations(file.read_text(encoding="utf-8"), module, is_package)
+    modules = list(sources())
+    assert modules
+    found = [violation for module in modules for violation in violations(*module)]
     assert not found, "\n".join(found)
 
 
@@ -167,7 +135,7 @@ def test_layers_work_without_a_framework():
         names = dk_detection.to_deformable(network, ModulatedDeformConv2d, select=lambda name, conv: name == "2")
         assert names == ["2"] and isinstance(network[2], ModulatedDeformConv2d), names
         network(torch.rand(1, 2, 7, 8)).sum().backward()
-        assert len(MobileNetV2(conv3x3="dk")(torch.rand(1, 3, 64, 64))) == 4
+        assert len(MobileNetV2()(torch.rand(1, 3, 64, 64))) == 4
     """)
 
 

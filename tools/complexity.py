@@ -5,10 +5,6 @@ import argparse
 import ast
 import re
 import sys
-from pathlib import Path
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-LAYER_HELP = "a token of the layer table, with options if need be: dk, dk:scope_size=5, dconv:stages=c3-c5"
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,27 +62,21 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="with --config and --table dcnv2: RoIs of the box head (default: 1000)",
     )
-    for place in ("3x3", "1x1"):
-        parser.add_argument(
-            f"--conv{place}",
-            type=layer,
-            metavar="LAYER",
-            help=f"what stands in the {place} convolutions of resnet50-dw and mobilenet-v2: {LAYER_HELP}",
-        )
     parser.add_argument(
         "--exchange",
         nargs=2,
         action="append",
         default=[],
         metavar=("LAYER", "PATTERN"),
-        help="what stands in the convolutions of any backbone whose names match; may be repeated",
+        help="with --backbone: what stands in the convolutions whose names match; may be repeated. A layer is a token "
+        "of the layer table, with options if need be: dk, dk:scope_size=5",
     )
     args = parser.parse_args(argv)
     mode = next(name for name in ("config", "backbone", "table") if getattr(args, name))
     mode = f"table {args.table}" if mode == "table" else mode
     takes = {"config": {"shape", "rois"}, "table dcnv2": {"shape", "rois"}, "table dk": set()}
-    for name in ("shape", "rois", "conv3x3", "conv1x1", "exchange"):
-        if getattr(args, name) and name not in takes.get(mode, {"shape", "conv3x3", "conv1x1", "exchange"}):
+    for name in ("shape", "rois", "exchange"):
+        if getattr(args, name) and name not in takes.get(mode, {"shape", "exchange"}):
             parser.error(f"--{name} does not go with --{mode}")
     try:
         args.exchange = [dict(layer(text), select=pattern) for text, pattern in args.exchange]
@@ -109,20 +99,21 @@ def main(argv: list[str]) -> int:
                 from dk_detection.detectron2 import complexity
             elif args.config or args.table == "dcnv2":
                 from dk_detection.mmdet import complexity
-            else:
-                from dk_detection.complexity import backbones
+            elif args.backbone:
+                from dk_detection.complexity.backbones import count_backbone
+            if args.table:
+                import paper_tables
             from dk_detection.complexity.counting import format_parts
         except ImportError as error:
             return fail(error)
         if args.config:
             text = format_parts(complexity.count_config(args.config, **detection))
         elif args.table == "dcnv2":
-            text = complexity.dcnv2_table(CONFIGS, **detection, progress=show)
+            text = paper_tables.dcnv2_table(complexity.count_config, **detection, progress=show)
         elif args.table == "dk":
-            text = backbones.dk_table(progress=show)
+            text = paper_tables.dk_table(progress=show)
         else:
-            places = dict(conv3x3=args.conv3x3, conv1x1=args.conv1x1, exchange=args.exchange)
-            text = format_parts(backbones.count_backbone(args.backbone, tuple(args.shape or (224, 224)), **places))
+            text = format_parts(count_backbone(args.backbone, tuple(args.shape or (224, 224)), args.exchange))
         print(text)
     except UserError as error:
         return fail(error)

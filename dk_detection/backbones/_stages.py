@@ -1,14 +1,8 @@
-"""What the backbones share: maps of several resolutions, frozen stages, deformable layers in chosen places."""
+"""What the backbones share: maps of several resolutions, and frozen stages."""
 
-import re
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-
-from dk_detection.convert import to_deformable
-
-# What goes into one kind of places: a token; a token, its stages and options of the layer; or several of those.
-Layers = str | dict | Sequence[str | dict] | None
 
 STRIDES = (4, 8, 16, 32)
 
@@ -17,8 +11,7 @@ class Staged(nn.Module):
     """Makes a classifier of torchvision's a backbone. A subclass lists it in front of that class.
 
     The network is cut into a stem and four stages, which end in the last maps of the strides 4, 8, 16 and 32 and are
-    called c2, c3, c4 and c5. Deformable layers stand in the 3x3 and in the 1x1 convolutions of the blocks; those of the
-    stem and of shortcuts stay rigid. Keys are torchvision's.
+    called c2, c3, c4 and c5. Keys are torchvision's.
 
     The constructor of a subclass builds torchvision's network and then hands its own arguments to `_set_up`.
 
@@ -41,10 +34,8 @@ class Staged(nn.Module):
         out_indices: Sequence[int],
         frozen_stages: int,
         norm_eval: bool,
-        conv3x3: Layers,
-        conv1x1: Layers,
     ) -> None:
-        """Cuts the network to what is asked for, puts the layers in their places, and freezes.
+        """Cuts the network to what is asked for, and freezes.
 
         Args:
             num_classes: Of the classifier. None: there is none.
@@ -53,14 +44,9 @@ class Staged(nn.Module):
             frozen_stages: How many stages do not learn, not even the statistics of their normalisations. 0: the stem
                 alone; -1: all of the network learns.
             norm_eval: Whether the statistics of all normalisations stay as they are in training.
-            conv3x3, conv1x1: What stands in the 3x3 and in the 1x1 convolutions: None, nothing; the token of a layer,
-                such as "dk"; `dict(layer="dk", stages="c3-c5", scope_size=4)`, where `stages` (default: all of them)
-                says in which and the rest are options of the layer; or several of those for different stages.
 
         Raises:
-            ValueError: An argument is out of its range, names a stage that is not there, or one stage twice; or
-                `to_deformable` raises it.
-            TypeError: `to_deformable` raises it.
+            ValueError: An argument is out of its range.
         """
         name = type(self).__name__
         indices = tuple(out_indices)
@@ -81,45 +67,9 @@ class Staged(nn.Module):
         ]
         self.out_channels = tuple(norms[i + 1][-1].num_features for i in indices)
         self.out_strides = tuple(STRIDES[i] for i in indices)
-        for argument, size, layers in (("conv3x3", (3, 3), conv3x3), ("conv1x1", (1, 1), conv1x1)):
-            self._exchange(argument, size, layers)
         for part in self._frozen():
             part.requires_grad_(False)
         self.train()
-
-    def _exchange(self, argument: str, size: tuple[int, int], layers: Layers) -> None:
-        taken = set()
-        for layer in [layers] if isinstance(layers, str | dict) else layers or ():
-            options = dict(layer=layer) if isinstance(layer, str) else dict(layer)
-            if "layer" not in options:
-                raise ValueError(f"{type(self).__name__}: {argument} lacks the token of a layer, layer=..., in {layer}")
-            stages = self._stages(argument, options.pop("stages", None))
-            if twice := taken.intersection(stages):
-                raise ValueError(f"{type(self).__name__}: {argument} names c{min(twice) + 1} twice, in {layers}")
-            taken.update(stages)
-            parts = self._parts()
-            inside = {m for stage in stages for part in parts[stage] for m in part.modules()}
-            to_deformable(
-                self,
-                select=lambda name, conv, inside=inside: (
-                    conv in inside and conv.kernel_size == size and "downsample" not in name
-                ),
-                **options,
-            )
-
-    def _stages(self, argument: str, stages: str | None) -> range:
-        """The stages, from 1 on, that "c3-c5" or "c5" names."""
-        last = len(self._parts()) - 1
-        if stages is None:
-            return range(1, last + 1)
-        name = re.fullmatch(r"c(\d)(?:-c(\d))?", stages) if isinstance(stages, str) else None
-        first, end = (int(name[1]) - 1, int(name[2] or name[1]) - 1) if name else (0, 0)
-        if not 1 <= first <= end <= last:
-            raise ValueError(
-                f"{type(self).__name__}: {argument} has stages={stages!r}, expected one or a range of c2 to "
-                f"c{last + 1}, such as 'c3-c{last + 1}'"
-            )
-        return range(first, end + 1)
 
     def _frozen(self) -> list[nn.Module]:
         return [module for part in self._parts()[: self.frozen_stages + 1] for module in part]

@@ -6,31 +6,26 @@ from itertools import pairwise
 from torch import nn
 from torchvision.models import mobilenetv2
 
-from dk_detection.backbones._stages import Layers, Staged
+from dk_detection.backbones._stages import Staged
 
 
 class MobileNetV2(Staged, mobilenetv2.MobileNetV2):
     """torchvision's MobileNet-V2 as a backbone; the features are the last map of each resolution (Deformable Kernels).
 
-    With width 1 those have 24, 32, 96 and 1280 channels. The one of stride 32 comes behind the last 1x1 convolution,
-    which belongs to the 1x1 places. torchvision's checkpoints load as they are; without a classifier their keys of it
-    are left over (`strict=False`). Deformable layers lift rigid weights on their way in.
+    With width 1 those have 24, 32, 96 and 1280 channels; the one of stride 32 comes behind the last 1x1 convolution.
+    torchvision's checkpoints load as they are; without a classifier their keys of it are left over (`strict=False`).
 
     Args:
         num_classes: Of the classifier. None: there is none, and the network returns its features.
         width_mult: Factor of all widths.
         out_indices: Which maps are the features, 0 (stride 4) to 3 (stride 32), in ascending order. Without a
             classifier the stages behind the last of them are not built.
-        frozen_stages: How many stages do not learn, not even the statistics of their normalisations, nor the offset
-            branches of deformable layers. 0: the stem, the first convolution, alone; -1: all of the network learns.
+        frozen_stages: How many stages do not learn, not even the statistics of their normalisations. 0: the stem, the
+            first convolution, alone; -1: all of the network learns.
         norm_eval: Whether the statistics of all normalisations stay as they are in training.
-        conv3x3, conv1x1: Which layer of `dk_detection.layers.table` stands in the depthwise 3x3 and in the 1x1
-            convolutions: a token, "dk"; a token with stages (c2 to c5; the block of stride 2 belongs to c2) and options
-            of the layer, `dict(layer="dconv", stages="c3-c5")`; or several of those for different stages.
 
     Raises:
-        ValueError: An argument is out of its range or names a stage twice; or a layer does not take its options.
-        TypeError: A layer does not know an option.
+        ValueError: An argument is out of its range.
     """
 
     # Where the stages begin in torchvision's `features`, and where the last one ends.
@@ -44,8 +39,6 @@ class MobileNetV2(Staged, mobilenetv2.MobileNetV2):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        conv3x3: Layers = None,
-        conv1x1: Layers = None,
     ) -> None:
         super().__init__(num_classes=num_classes or 1, width_mult=width_mult)
         self._set_up(
@@ -53,8 +46,6 @@ class MobileNetV2(Staged, mobilenetv2.MobileNetV2):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
-            conv3x3=conv3x3,
-            conv1x1=conv1x1,
         )
 
     def _parts(self) -> list[list[nn.Module]]:

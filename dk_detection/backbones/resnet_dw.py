@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from dk_detection.backbones._stages import Layers, Staged
+from dk_detection.backbones._stages import Staged
 
 
 class DepthwiseBottleneck(Bottleneck):
@@ -21,24 +21,19 @@ class DepthwiseBottleneck(Bottleneck):
 class ResNetDW(Staged, ResNet):
     """ResNet-50-DW: every 3x3 convolution depthwise, inner widths 128, 256, 512, 1024 (Deformable Kernels, Table 5).
 
-    Its stride sits, as torchvision's, in the 3x3 convolutions. No weights trained on ImageNet are published. Those of
-    the rigid network load into every other: deformable layers lift them on their way in.
+    Its stride sits, as torchvision's, in the 3x3 convolutions. No weights trained on ImageNet are published.
 
     Args:
         num_classes: Of the classifier. None: there is none, and the network returns its features.
         blocks: How many there are in each stage: (3, 4, 6, 3) is ResNet-50.
         out_indices: Which maps are the features, 0 (stride 4) to 3 (stride 32), in ascending order. Without a
             classifier the stages behind the last of them are not built.
-        frozen_stages: How many stages do not learn, not even the statistics of their normalisations, nor the offset
-            branches of deformable layers. 0: the stem alone; -1: all of the network learns.
+        frozen_stages: How many stages do not learn, not even the statistics of their normalisations. 0: the stem alone;
+            -1: all of the network learns.
         norm_eval: Whether the statistics of all normalisations stay as they are in training.
-        conv3x3, conv1x1: Which layer of `dk_detection.layers.table` stands in the 3x3 and in the 1x1 convolutions of
-            the blocks, those of shortcuts left out: a token, "dk"; a token with stages (c2 to c5) and options of the
-            layer, `dict(layer="dconv", stages="c3-c5", offset_groups=2)`; or several of those for different stages.
 
     Raises:
-        ValueError: An argument is out of its range or names a stage twice; or a layer does not take its options.
-        TypeError: A layer does not know an option.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -49,8 +44,6 @@ class ResNetDW(Staged, ResNet):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        conv3x3: Layers = None,
-        conv1x1: Layers = None,
     ) -> None:
         if len(blocks) != 4 or min(blocks) < 1:
             raise ValueError(f"{type(self).__name__}: blocks must be four numbers of at least 1, got {blocks}")
@@ -60,8 +53,6 @@ class ResNetDW(Staged, ResNet):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
-            conv3x3=conv3x3,
-            conv1x1=conv1x1,
         )
 
     def _parts(self) -> list[list[nn.Module]]:

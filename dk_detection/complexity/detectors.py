@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dk_detection.complexity.counting import Part, multiply_adds, parameters, total
+from dk_detection.convert import fold_scopes
 from dk_detection.errors import UserError
 from dk_detection.ops.flops import MULTIPLY_ADDS
 
@@ -19,7 +20,7 @@ def count_file(
 
     Args:
         path: The config.
-        build: Builds the detector that it describes; here, on the meta device.
+        build: Builds the detector that it describes; here, on the meta device. It is then folded for inference.
         count: Counts a detector.
 
     Raises:
@@ -28,7 +29,7 @@ def count_file(
     path = os.fspath(path)
     try:
         with torch.device("meta"):
-            detector = build(path)
+            detector = fold_scopes(build(path))
     except Exception as error:  # whatever is wrong with a file that names classes
         raise UserError(f"{path}: the config's model cannot be built ({type(error).__name__}: {error})") from error
     try:

@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from torch.nn.functional import relu
 
 from dk_detection.backbones import MobileNetV2, ResNetDW
-from dk_detection.detectron2.checkpoint_hooks import accept_rigid_checkpoints
 
 
 class DkReduceLast(Backbone):
@@ -65,7 +64,6 @@ class _Features:
                 for name, value in options.items()
             }
         )
-        accept_rigid_checkpoints(self)
 
     def forward(self, x):
         """From images [N, 3, H, W] to {name: feature map}."""
@@ -80,7 +78,7 @@ class _Features:
 
 
 class DkResNetDW(_Features, ResNetDW, Backbone):
-    """`dk_detection.backbones.ResNetDW`. A checkpoint of the rigid network fits every other."""
+    """`dk_detection.backbones.ResNetDW`."""
 
 
 class DkMobileNetV2(_Features, MobileNetV2, Backbone):
@@ -92,15 +90,13 @@ _NETWORKS = {"resnet50-dw": DkResNetDW, "mobilenet-v2": DkMobileNetV2}
 
 @BACKBONE_REGISTRY.register()
 def build_dk_fpn_backbone(cfg, input_shape):
-    """The backbone that MODEL.DK.BACKBONE names, with the layers of MODEL.DK.CONV3X3 and CONV1X1, and FPN."""
+    """The backbone that MODEL.DK.BACKBONE names, and FPN."""
     settings = cfg.MODEL.DK
     if settings.BACKBONE not in _NETWORKS:
         raise ValueError(f"MODEL.DK.BACKBONE must be one of {', '.join(_NETWORKS)}, got {settings.BACKBONE!r}")
     bottom_up = _NETWORKS[settings.BACKBONE](
         frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT - 1,
         norm_eval=settings.NORM_EVAL,
-        conv3x3=settings.CONV3X3,
-        conv1x1=settings.CONV1X1,
     )
     return FPN(
         bottom_up,

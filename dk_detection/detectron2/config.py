@@ -21,7 +21,7 @@ def add_dk_config(cfg: CfgNode) -> None:
     cfg.MODEL.DK = CfgNode()
     # META_ARCHITECTURE DkDeformable: the meta-architecture in which convolutions are exchanged,
     cfg.MODEL.DK.NETWORK = "GeneralizedRCNN"
-    # and the arguments of to_deformable, one dictionary an exchange: {layer: mdconv, select: "...", offset_groups: 4}.
+    # and what is exchanged: [{layer: mdconv, select: "...", offset_groups: 4}].
     cfg.MODEL.DK.EXCHANGE = []
     # ROI_HEADS.NAME DkROIHeads: further arguments of the RoI layers that POOLER_TYPE names, None for the layer's own
     # default: BRANCH_SIZE, DEFORM_FC_CHANNELS, GAMMA and so on.
@@ -33,13 +33,10 @@ def add_dk_config(cfg: CfgNode) -> None:
         cfg.MODEL.DK[f"{head}_POOLER"] = CfgNode({"SHARE_LEVELS": True, **layers})
     # BACKBONE.NAME build_dk_reduced_resnet_backbone: channels of the last feature map.
     cfg.MODEL.DK.REDUCED_CHANNELS = 256
-    # BACKBONE.NAME build_dk_fpn_backbone: the network, "resnet50-dw" or "mobilenet-v2", and arguments of
-    # dk_detection.backbones, conv3x3 and conv1x1: [dk] or [{layer: dconv, stages: c3-c5}]. BACKBONE.FREEZE_AT counts
-    # as in a ResNet.
+    # BACKBONE.NAME build_dk_fpn_backbone: the network, "resnet50-dw" or "mobilenet-v2". BACKBONE.FREEZE_AT counts as
+    # in a ResNet.
     cfg.MODEL.DK.BACKBONE = "resnet50-dw"
     cfg.MODEL.DK.NORM_EVAL = True
-    cfg.MODEL.DK.CONV3X3 = []
-    cfg.MODEL.DK.CONV1X1 = []
     # DkMimicRCNN: the arguments of dk_detection.mimicking.FeatureMimicking: REGIONS, MAX_ROIS, CHUNK_SIZE and so on.
     cfg.MODEL.DK.MIMIC = CfgNode(_defaults(FeatureMimicking))
     # Factors on the learning rate by parts of parameters' names: [[conv_offset, 0.1]]. They act in this project's

@@ -10,14 +10,15 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from dk_detection import convert
-from dk_detection.detectron2.checkpoint_hooks import accept_rigid_checkpoints
+from dk_detection.convert import exchanges
+from dk_detection.detectron2.short_names import accept_short_names
 
 
 def to_deformable(module: nn.Module, layer: type[nn.Conv2d] | str, *, select, **layer_options) -> list[str]:
     """`dk_detection.to_deformable` for networks of Detectron2, whose convolutions hold their normalisation.
 
     It stays where it is, so that parameters keep their names: `conv2.weight`, `conv2.norm.weight`; new are those of
-    the branches, such as `conv2.conv_offset.weight`. The branches of frozen convolutions are frozen too.
+    the branches, such as `conv2.conv_offset.weight`.
 
     Args:
         module, layer, select, layer_options: As there.
@@ -40,9 +41,6 @@ def to_deformable(module: nn.Module, layer: type[nn.Conv2d] | str, *, select, **
 
     exchanged = {before[name]: module.get_submodule(name) for name in names}
     for conv, new in exchanged.items():
-        if not new.weight.requires_grad:
-            for branch in new.children():
-                branch.requires_grad_(False)
         if conv in held:
             new.norm, new.activation = held[conv]
             new.register_forward_hook(_norm_and_activation)
@@ -79,21 +77,21 @@ def DkDeformable(network: nn.Module, exchange: Mapping | Sequence[Mapping]) -> n
     loads into the exchanged layers. In YAML it is a META_ARCHITECTURE, with the settings of MODEL.DK; in a LazyConfig::
 
         model = L(DkDeformable)(
-            network=model, exchange=dict(layer="mdconv", select="backbone.bottom_up.res[345].*.conv2"))
+            network=model, exchange=[dict(layer="mdconv", select="backbone.bottom_up.res[345].*.conv2")])
 
     Args:
         network: The rigid network, best the whole detector: files of pretrained backbones have short names, which only
             the whole detector sees.
-        exchange: Arguments of `to_deformable`, `layer` (a token) and `select` and options of the layer; or several of
-            them, carried out one after the other.
+        exchange: `dict(layer=..., select=...)` with options of the layer, or several of them: see
+            `dk_detection.convert.exchanges`.
 
     Returns:
         The network.
 
     Raises:
-        ValueError, TypeError: What `to_deformable` raises.
+        ValueError, TypeError: What `exchanges` and `to_deformable` raise.
     """
-    for arguments in [exchange] if isinstance(exchange, Mapping) else exchange:
+    accept_short_names(network)  # whole names are translated by what `to_deformable` registers, after it
+    for arguments in exchanges(exchange):
         to_deformable(network, **arguments)
-    accept_rigid_checkpoints(network)
     return network

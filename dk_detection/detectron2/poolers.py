@@ -9,9 +9,7 @@ from detectron2.modeling.poolers import ROIPooler
 from torch import Tensor, nn
 
 from dk_detection.detectron2.config import arguments
-from dk_detection.layers.table import TABLE
-
-OURS = {row.name: row.layer for row in TABLE if row.kind == "roi"}
+from dk_detection.layers.table import ROI_LAYERS
 
 
 class DkROIPooler(ROIPooler):
@@ -48,9 +46,9 @@ class DkROIPooler(ROIPooler):
         **layer_options,
     ) -> None:
         super().__init__(output_size, scales, sampling_ratio, "ROIAlignV2", canonical_box_size, canonical_level)
-        if pooler_type not in OURS:
-            raise ValueError(f"DkROIPooler: pooler_type must be one of {', '.join(OURS)}, got {pooler_type!r}")
-        layer = OURS[pooler_type]
+        if pooler_type not in ROI_LAYERS:
+            raise ValueError(f"DkROIPooler: pooler_type must be one of {', '.join(ROI_LAYERS)}, got {pooler_type!r}")
+        layer = ROI_LAYERS[pooler_type]
         options = dict.fromkeys(("in_channels", "output_channels"), channels) | {"sampling_ratio": sampling_ratio}
         takes = inspect.signature(layer).parameters
         options = {name: value for name, value in options.items() if name in takes} | layer_options
@@ -94,7 +92,7 @@ class DkROIHeads(StandardROIHeads):
 def _split(cfg: CfgNode, head: str, input_shape) -> tuple[CfgNode, DkROIPooler | None]:
     """The config with a stock pooler where it has one of ours, and ours."""
     settings = cfg.MODEL[f"ROI_{head}_HEAD"]
-    if settings.POOLER_TYPE not in OURS:
+    if settings.POOLER_TYPE not in ROI_LAYERS:
         return cfg, None
     levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
     pooler = DkROIPooler(

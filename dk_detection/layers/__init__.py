@@ -2,7 +2,11 @@
 
 from dk_detection.layers.cond_conv2d import CondConv2d
 from dk_detection.layers.deform_conv2d import DeformConv2d, ModulatedDeformConv2d
-from dk_detection.layers.deform_kernel_conv2d import DeformKernelConv2d, LocalDeformKernel2d
+from dk_detection.layers.deform_kernel_conv2d import (
+    DeformKernelConv2d,
+    LocalDeformKernel2d,
+    ModulatedDeformKernelConv2d,
+)
 from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
 from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
 from dk_detection.layers.global_deform_kernel2d import GlobalDeformKernel2d
@@ -16,5 +20,6 @@ __all__ = [
     "GlobalDeformKernel2d",
     "LocalDeformKernel2d",
     "ModulatedDeformConv2d",
+    "ModulatedDeformKernelConv2d",
     "ModulatedDeformRoIPool",
 ]

@@ -1,5 +1,7 @@
 """What every convolution layer shares: nn.Conv2d's face, the rest state, and the way a rigid weight gets in."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -32,13 +34,15 @@ class RigidAtRest:
     """Mix-in for convolutions that are the rigid convolution until they have learned something.
 
     A layer lists it in front of nn.Conv2d, `class MyConv2d(RigidAtRest, nn.Conv2d)`. MMEngine chooses the initialiser
-    of a module by the names of its direct bases, so `Conv2d` has to be one of them. Branches that steer the sampling
-    are `ZeroConv2d` children.
+    of a module by the names of its direct bases, so `Conv2d` has to be one of them. The layer's constructor names its
+    own options and passes all else on. Branches that steer the sampling are `ZeroConv2d` children; the layer is at rest
+    when they are zero, and then it computes the rigid convolution. `sampling` is what it computes from its input for
+    its operator.
 
-    The layer is at rest when its branches are zero. Where a resting layer weighs its taps otherwise than the rigid
-    convolution does, it says so in one place, `lift_weight`. From that follow `from_rigid`, which `to_deformable`
-    calls, and the loading of rigid checkpoints: a state dict with `weight` and without any key of a branch gives the
-    lifted weight and zero branches, and no key counts as missing. A state dict with a key of a branch loads as it is.
+    A state dict that has `weight` and no key of a branch is that of a rigid convolution: the layer takes its weight by
+    `lift_weight` and comes to rest, and no key counts as missing. One with a key of a branch loads as it is. The name
+    `conv_offset_mask` of the DCNv2 repositories is understood. Any other key beside the layer's own is an error, also
+    where the loader is not strict: what it holds would be lost.
 
     Args:
         args, kwargs: nn.Conv2d's. The paddings 'same' and 'valid' are turned into numbers.
@@ -77,6 +81,37 @@ class RigidAtRest:
             )
         return total_h // 2, total_w // 2
 
+    def _check_groups(self, name: str, groups: int) -> None:
+        if groups < 1 or self.in_channels % groups:
+            raise ValueError(
+                f"{type(self).__name__}: {name} must be positive and divide in_channels, "
+                f"got {name}={groups}, in_channels={self.in_channels}"
+            )
+
+    def _branch(self, values_per_tap: int) -> ZeroConv2d:
+        """A branch in the layer's own geometry, from its input to so many values for each tap."""
+        return ZeroConv2d(
+            self.in_channels,
+            values_per_tap * self.kernel_size[0] * self.kernel_size[1],
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """What the layer's branches make of `input`: the arguments of its operator that say where it looks.
+
+        Args:
+            input: [N, in_channels, H, W], or an image without a batch, [in_channels, H, W].
+
+        Returns:
+            Of "offset", "mask" and "kernel_offset" those that the operator takes, in its layout.
+        """
+        raise NotImplementedError
+
     def lift_weight(self, rigid_weight: Tensor) -> Tensor:
         """The `weight` with which the resting layer computes the rigid convolution.
 
@@ -98,7 +133,7 @@ class RigidAtRest:
 
         Returns:
             The layer, with the device, data type, memory format, training flag and `requires_grad` of `conv`. Its
-            branches require gradients in any case.
+            branches learn if the weight of `conv` does: what is frozen stays as it is.
 
         Raises:
             ValueError: The layer does not take the geometry or the padding mode of `conv`.
@@ -120,38 +155,73 @@ class RigidAtRest:
         # A weight with one tap or one channel is contiguous in both formats and tells nothing about the network's.
         if conv.weight.is_contiguous(memory_format=torch.channels_last) and not conv.weight.is_contiguous():
             layer.to(memory_format=torch.channels_last)
+        layer.requires_grad_(conv.weight.requires_grad)
         with torch.no_grad():
             layer.weight.copy_(layer.lift_weight(conv.weight))
-        layer.weight.requires_grad_(conv.weight.requires_grad)
-        if conv.bias is not None:
-            with torch.no_grad():
+            if conv.bias is not None:
                 layer.bias.copy_(conv.bias)
-            layer.bias.requires_grad_(conv.bias.requires_grad)
+                layer.bias.requires_grad_(conv.bias.requires_grad)
         return layer.train(conv.training)
-
-    def init_weights(self) -> None:
-        """Brings the branches back to zero and leaves weight and bias alone.
-
-        MMEngine calls a method of this name after its own initialisers have gone over every convolution of a network.
-        """
-        for branch in self.children():
-            if isinstance(branch, ZeroConv2d):
-                branch.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws weight and bias anew, as nn.Conv2d does, and brings the branches back to zero."""
         super().reset_parameters()
-        self.init_weights()  # nn.Conv2d's constructor comes through here before there is a branch
+        for branch in self._branches().values():  # nn.Conv2d's constructor comes through here before there is one
+            branch.reset_parameters()
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _branches(self) -> dict[str, ZeroConv2d]:
+        return {name: child for name, child in self.named_children() if isinstance(child, ZeroConv2d)}
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        # The dictionary is the loader's own copy, and the branches read their keys from it after this call.
+        self.translate_names(state_dict, prefix)
+        self._refuse_unknown_names([*state_dict, *unexpected_keys], prefix)
+        self._take_rigid(state_dict, prefix)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _take_rigid(self, state_dict, prefix) -> None:
+        """Lifts the weight of a rigid convolution, and completes its state dict with a branch at rest."""
         rigid = state_dict.get(f"{prefix}weight")
-        branches = {f"{prefix}{name}.": child for name, child in self.named_children() if isinstance(child, ZeroConv2d)}
-        if isinstance(rigid, Tensor) and not any(key.startswith(tuple(branches)) for key in state_dict):
-            # The dictionary is the loader's own copy, and the branches read their keys from it after this call.
-            if rigid.shape == self.rigid_shape:
-                state_dict[f"{prefix}weight"] = self.lift_weight(rigid)
-            for branch_prefix, branch in branches.items():
-                for name, parameter in branch.named_parameters():
-                    # On the checkpoint's device: under `assign=True` it may fill a model that lies on the meta device.
-                    state_dict[branch_prefix + name] = rigid.new_zeros(parameter.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not isinstance(rigid, Tensor) or self._has_branch(state_dict, prefix):
+            return
+        if rigid.shape == self.rigid_shape:
+            state_dict[f"{prefix}weight"] = self.lift_weight(rigid)
+        for name, branch in self._branches().items():
+            for key, parameter in branch.named_parameters():
+                # On the checkpoint's device: under `assign=True` it may fill a model that lies on the meta device.
+                state_dict[f"{prefix}{name}.{key}"] = rigid.new_zeros(parameter.shape)
+
+    def _has_branch(self, state_dict, prefix) -> bool:
+        return any(key.startswith(tuple(f"{prefix}{name}." for name in self._branches())) for key in state_dict)
+
+    def translate_names(self, state_dict, prefix) -> None:
+        """Gives an offset branch of another repository the name it has here, in a state dict about to be loaded."""
+        if "conv_offset" not in self._branches():
+            return
+        old_names = [f"{prefix}conv_offset_mask."]  # the repositories of DCNv2
+        if prefix:
+            old_names.append(f"{prefix[:-1]}_offset.")  # Detectron2 and MMDetection 1, beside the layer
+        for old in old_names:
+            for key in [key for key in state_dict if key.startswith(old)]:
+                state_dict[f"{prefix}conv_offset.{key.removeprefix(old)}"] = state_dict.pop(key)
+
+    def _refuse_unknown_names(self, names, prefix) -> None:
+        """Raises RuntimeError if there is anything beside the layer's tensors, or a branch beside the layer."""
+        known = {*self._keys(), *(name for name, _ in self.named_children())}
+        beside = re.compile(re.escape(prefix[:-1]) + r"_\w*(offset|mask)") if prefix else None
+        for name in names:
+            inside = name.startswith(prefix) and name.removeprefix(prefix).partition(".")[0] not in known
+            if inside or (beside and beside.match(name)):
+                raise RuntimeError(
+                    f"{type(self).__name__}: the state dict has {name!r}, which would be lost. This layer knows "
+                    f"{', '.join(sorted(known))}. dk_detection.translate_names(network) makes a network understand the "
+                    "offset branches of Detectron2 and MMDetection 1; rename others, and remove what is of other layers"
+                )
+
+    def _keys(self) -> set[str]:
+        """Names that a state dict may have for the layer's own tensors."""
+        return {name for name, _ in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))}

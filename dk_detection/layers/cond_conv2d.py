@@ -4,25 +4,25 @@ import torch
 from torch import Tensor, nn
 
 from dk_detection.layers._base import ZeroConv2d
-from dk_detection.layers._lifted import LiftedAtRest
+from dk_detection.layers._lifted import Lifted
 from dk_detection.layers._per_image import conv2d_per_image
 from dk_detection.ops._common import without_autocast
 
 
-class CondConv2d(LiftedAtRest, nn.Conv2d):
+class CondConv2d(Lifted, nn.Conv2d):
     """Convolution whose kernel is mixed for each image out of several experts: Soft Conditional Computation (2019).
 
     Shapes:
         input: [N, in_channels, H, W].
         output: [N, out_channels, outH, outW], as nn.Conv2d's.
-        weight: [out_channels, num_experts * in_channels / groups, kH, kW]: the experts' kernels beside one another.
+        weight: [out_channels, num_experts * in_channels / groups, kH, kW]: beside one another the kernel at rest, and
+            num_experts - 1 directions in which the experts differ. In state dicts it is `lifted_weight`.
         routing: a fully connected layer (written as a 1x1 convolution) from the input's average over all positions to
             [N, num_experts]. Its sigmoid is the share of each expert.
 
-    `routing` starts at zero, and every share is 0.5. A rigid weight is lifted to experts that add up to twice of it, so
-    that the resting layer is the rigid convolution. The experts differ, as equal ones would stay equal forever: to each
-    comes noise as strong as the weight, drawn with a fixed seed and adding up to nothing. Rigid checkpoints load that
-    way, with `strict=True` too.
+    `routing` starts at zero, and every share is 0.5; the experts add up to twice the kernel at rest. The directions in
+    which they differ start as noise as strong as the weight, drawn with a fixed seed, as equal experts would stay equal
+    forever. Rigid checkpoints load, with `strict=True` too.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: As nn.Conv2d's.
@@ -36,43 +36,16 @@ class CondConv2d(LiftedAtRest, nn.Conv2d):
         ValueError: An argument breaks its rule.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
-        *,
-        num_experts=8,
-    ) -> None:
+    def __init__(self, *args, num_experts=8, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         if num_experts < 1:
             raise ValueError(f"{type(self).__name__}: num_experts must be at least 1, got {num_experts}")
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-        )
         self.num_experts = num_experts
         self._lift()
-        self.routing = ZeroConv2d(in_channels, num_experts, 1, device=device, dtype=dtype)
+        self.routing = ZeroConv2d(self.in_channels, num_experts, 1, device=self.weight.device, dtype=self.weight.dtype)
 
     def lift_weight(self, rigid_weight: Tensor) -> Tensor:
-        """Experts that differ and whose sum is twice the rigid weight.
+        """The rigid weight, and noise beside it.
 
         Args:
             rigid_weight: [out_channels, in_channels / groups, kH, kW].
@@ -80,27 +53,61 @@ class CondConv2d(LiftedAtRest, nn.Conv2d):
         Returns:
             [out_channels, num_experts * in_channels / groups, kH, kW].
         """
-        out_channels, *rest = rigid_weight.shape
-        generator = torch.Generator().manual_seed(0)
-        shape = out_channels, self.num_experts, *rest
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(rigid_weight.device)
-        weight = rigid_weight.double()
-        strength = weight.square().mean().sqrt()
-        experts = weight.unsqueeze(1) + strength * (noise - noise.mean(1, keepdim=True))
-        return (2 / self.num_experts * experts).flatten(1, 2).to(rigid_weight.dtype)
+        out_channels, _, *kernel_size = rigid_weight.shape
+        lifted = self._noise(rigid_weight, out_channels, self.num_experts * rigid_weight.shape[1], *kernel_size)
+        lifted[:, : rigid_weight.shape[1]] = rigid_weight
+        return lifted
+
+    def _make_basis(self) -> Tensor:
+        """[E, E]: expert e is the sum over j of basis[e, j] times part j of the weight.
+
+        The first column is constant, the others are those of Helmert's orthonormal matrix.
+        """
+        part = torch.arange(self.num_experts, dtype=torch.float64, device="cpu")
+        expert = part.unsqueeze(1)
+        basis = ((expert < part).double() - part * (expert == part)) / (part * (part + 1)).sqrt()
+        basis[:, 0] = 1
+        return 2 / self.num_experts * basis
+
+    def experts(self) -> Tensor:
+        """The kernels that are mixed, [num_experts, out_channels, in_channels / groups, kH, kW]."""
+        return torch.einsum("ej,ojikl->eoikl", self.basis, self.weight.unflatten(1, (self.num_experts, -1)))
+
+    def _from_version_1(self, weight: Tensor) -> Tensor:
+        inverse = self._make_basis().inverse().to(weight.device)
+        experts = weight.double().unflatten(1, (self.num_experts, -1))
+        return torch.einsum("je,oeikl->ojikl", inverse, experts).flatten(1, 2).to(weight.dtype)
+
+    def shares(self, input: Tensor) -> Tensor:
+        """The share of each expert, [N, num_experts], from the input [N, in_channels, H, W]."""
+        return self.routing(input.mean((-2, -1), keepdim=True)).flatten(-3).sigmoid()
 
     def forward(self, input: Tensor) -> Tensor:
-        shares = self.routing(input.mean((2, 3), keepdim=True)).flatten(1).sigmoid()  # [N, E]
-        return conv2d_per_image(self, input, shares, self._mix)
-
-    def _mix(self, shares: Tensor) -> Tensor:
-        """Kernels of images: [n, E] -> [n, out_channels, in_channels / groups, kH, kW]."""
-        out_channels, _, *kernel_size = self.weight.shape
-        experts = self.weight.view(out_channels, self.num_experts, -1, *kernel_size).transpose(
-            0, 1
-        )  # [E, O, I, kH, kW]
-        with without_autocast(self.weight.device.type):  # sums of weights stay as precise as weights
-            return (shares.to(experts.dtype) @ experts.flatten(1)).view(-1, *experts.shape[1:])
+        """[N, in_channels, H, W] or [in_channels, H, W] to the same with out_channels, outH, outW."""
+        return _mixed_conv2d(
+            input,
+            self.shares(input),
+            self.weight,
+            self.basis,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_experts={self.num_experts}"
+
+
+@torch.fx.wrap
+def _mixed_conv2d(input, shares, weight, basis, bias, stride, padding, dilation, groups):
+    """Convolution of each image with its own mixture of experts."""
+    parts = weight.unflatten(1, (basis.shape[0], -1))  # [O, E, I, kH, kW]
+
+    def kernels(shares):
+        with without_autocast(weight.device.type):  # sums of weights stay as precise as weights
+            return torch.einsum("nj,ojikl->noikl", shares.to(weight.dtype) @ basis, parts)
+
+    shape = (parts.shape[0], *parts.shape[2:])
+    return conv2d_per_image(input, shares, kernels, shape, bias, stride, padding, dilation, groups)

@@ -2,8 +2,17 @@
 
 from torch import Tensor, nn
 
-from dk_detection.layers._base import RigidAtRest, ZeroConv2d
+from dk_detection.layers._base import RigidAtRest
 from dk_detection.ops import deform_conv2d
+
+
+def split_modulation(values: Tensor, taps: int) -> dict[str, Tensor]:
+    """Offsets and modulation of what a branch gives, [..., 3 * taps, outH, outW]: the last third is for a sigmoid.
+
+    `taps` are those of all offset groups.
+    """
+    offset, mask = values.split([2 * taps, taps], dim=-3)
+    return {"offset": offset, "mask": mask.sigmoid()}
 
 
 class _WithOffsetBranch(RigidAtRest):
@@ -11,50 +20,22 @@ class _WithOffsetBranch(RigidAtRest):
 
     _values_per_tap: int
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
-        *,
-        offset_groups=1,
-    ) -> None:
-        if offset_groups < 1 or in_channels % offset_groups:
-            raise ValueError(
-                f"{type(self).__name__}: offset_groups must be positive and divide in_channels, "
-                f"got offset_groups={offset_groups}, in_channels={in_channels}"
-            )
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(self, *args, offset_groups=1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_groups("offset_groups", offset_groups)
         self.offset_groups = offset_groups
-        self.conv_offset = ZeroConv2d(
-            in_channels,
-            self._values_per_tap * offset_groups * self.kernel_size[0] * self.kernel_size[1],
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            device=device,
-            dtype=dtype,
+        self.conv_offset = self._branch(self._values_per_tap * offset_groups)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, in_channels, H, W] or [in_channels, H, W] to the same with out_channels, outH, outW."""
+        return deform_conv2d(
+            input,
+            weight=self.weight,
+            bias=self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            **self.sampling(input),
         )
 
     def extra_repr(self) -> str:
@@ -86,9 +67,9 @@ class DeformConv2d(_WithOffsetBranch, nn.Conv2d):
 
     _values_per_tap = 2
 
-    def forward(self, input: Tensor) -> Tensor:
-        offset = self.conv_offset(input)  # [N, 2*G*K, outH, outW]
-        return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation)
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """{"offset": [N, 2 * offset_groups * kH * kW, outH, outW]}."""
+        return {"offset": self.conv_offset(input)}
 
 
 class ModulatedDeformConv2d(_WithOffsetBranch, nn.Conv2d):
@@ -124,9 +105,6 @@ class ModulatedDeformConv2d(_WithOffsetBranch, nn.Conv2d):
         """Twice the rigid weight, [out_channels, in_channels / groups, kH, kW]: at rest each tap counts sigmoid(0)."""
         return 2 * rigid_weight
 
-    def forward(self, input: Tensor) -> Tensor:
-        values = self.conv_offset(input)  # [N, 3*G*K, outH, outW]
-        taps = values.shape[1] // 3
-        offset, mask = values.split([2 * taps, taps], dim=1)  # [N, 2*G*K, outH, outW], [N, G*K, outH, outW]
-        mask = mask.sigmoid()
-        return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """{"offset": [N, 2 * G * kH * kW, outH, outW], "mask": [N, G * kH * kW, outH, outW]}, G the offset groups."""
+        return split_modulation(self.conv_offset(input), self.conv_offset.out_channels // 3)

@@ -2,68 +2,36 @@
 
 from torch import Tensor, nn
 
-from dk_detection.layers._base import ZeroConv2d
 from dk_detection.layers._scope import WithScope
+from dk_detection.layers.deform_conv2d import split_modulation
 from dk_detection.ops import deform_kernel_conv2d
 
 
 class _Local(WithScope):
     """Adds `kernel_offset`, which computes from the layer's input where each tap of each output position samples."""
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
-        *,
-        scope_size=None,
-        kernel_offset_groups=1,
-        clip=True,
-    ) -> None:
-        self._check_groups("kernel_offset_groups", kernel_offset_groups, in_channels)
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-            scope_size=scope_size,
-            clip=clip,
-        )
+    def __init__(self, *args, kernel_offset_groups=1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_groups("kernel_offset_groups", kernel_offset_groups)
         self.kernel_offset_groups = kernel_offset_groups
         self.kernel_offset = self._branch(2 * kernel_offset_groups)
 
-    def _check_groups(self, name: str, groups: int, in_channels: int) -> None:
-        if groups < 1 or in_channels % groups:
-            raise ValueError(
-                f"{type(self).__name__}: {name} must be positive and divide in_channels, "
-                f"got {name}={groups}, in_channels={in_channels}"
-            )
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """{"kernel_offset": [N, 2 * kernel_offset_groups * kH * kW, outH, outW]}."""
+        return {"kernel_offset": self.kernel_offset(input)}
 
-    def _branch(self, values_per_tap: int) -> ZeroConv2d:
-        return ZeroConv2d(
-            self.in_channels,
-            values_per_tap * self.kernel_size[0] * self.kernel_size[1],
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, in_channels, H, W] or [in_channels, H, W] to the same with out_channels, outH, outW."""
+        return deform_kernel_conv2d(
+            input,
+            weight=self.scope(),
+            bias=self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            kernel_size=self.kernel_size,
+            clip=self.clip,
+            **self.sampling(input),
         )
 
     def extra_repr(self) -> str:
@@ -76,7 +44,8 @@ class LocalDeformKernel2d(_Local, nn.Conv2d):
     Shapes:
         input: [N, in_channels, H, W].
         output: [N, out_channels, outH, outW], as nn.Conv2d's.
-        weight: [out_channels, in_channels / groups, scopeH, scopeW].
+        weight: [out_channels, in_channels / groups, scopeH, scopeW]. The corner of the kernel's size is the kernel at
+            rest; `scope()`, of the same shape, is what the taps sample from. In state dicts it is `lifted_weight`.
         kernel_offset: the generator, a convolution of the input, in the layer's own geometry, to
             [N, 2 * kernel_offset_groups * kH * kW, outH, outW], in cells of the scope: groups contiguous, taps
             row-major, (dy, dx) interleaved.
@@ -95,23 +64,12 @@ class LocalDeformKernel2d(_Local, nn.Conv2d):
         kernel_offset_groups: Number of groups of consecutive input channels that share their kernel offsets. Divides
             `in_channels`. The paper has one.
         clip: Whether sampling positions are kept within the scope.
+        parametrisation: "orthonormal", with which the resting layer trains as the rigid convolution does; or "paper",
+            the scope itself is the parameter.
 
     Raises:
         ValueError: An argument breaks its rule.
     """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return deform_kernel_conv2d(
-            input,
-            self.kernel_offset(input),
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            kernel_size=self.kernel_size,
-            clip=self.clip,
-        )
 
 
 class DeformKernelConv2d(_Local, nn.Conv2d):
@@ -121,90 +79,47 @@ class DeformKernelConv2d(_Local, nn.Conv2d):
 
     Shapes:
         conv_offset: a convolution of the input, in the layer's own geometry, to
-            [N, 2 * offset_groups * kH * kW, outH, outW], in pixels of the input, laid out as the kernel offsets. If
-            `modulated`, offset_groups * kH * kW channels more follow; their sigmoid is the modulation of each tap, as
-            in `ModulatedDeformConv2d`.
+            [N, 2 * offset_groups * kH * kW, outH, outW], in pixels of the input, laid out as the kernel offsets.
 
-    Both branches start at zero. The modulation is then 0.5 at every tap, so `lift_weight` doubles a rigid weight if
-    the layer is `modulated`.
+    Both branches start at zero. A checkpoint of a `DeformConv2d` loads as well, but for the keys of `kernel_offset`.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype,
-            scope_size, kernel_offset_groups, clip: As `LocalDeformKernel2d`'s.
-        offset_groups: Number of groups of consecutive input channels that share their data offsets and their
-            modulation. Divides `in_channels`.
-        modulated: Whether taps are modulated.
+            scope_size, kernel_offset_groups, clip, parametrisation: As `LocalDeformKernel2d`'s.
+        offset_groups: Number of groups of consecutive input channels that share their data offsets. Divides
+            `in_channels`.
 
     Raises:
         ValueError: An argument breaks its rule.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
-        *,
-        scope_size=None,
-        kernel_offset_groups=1,
-        offset_groups=1,
-        modulated=False,
-        clip=True,
-    ) -> None:
-        self._check_groups("offset_groups", offset_groups, in_channels)
-        self.modulated = modulated
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-            scope_size=scope_size,
-            kernel_offset_groups=kernel_offset_groups,
-            clip=clip,
-        )
+    _data_values_per_tap = 2
+
+    def __init__(self, *args, offset_groups=1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_groups("offset_groups", offset_groups)
         self.offset_groups = offset_groups
-        self.conv_offset = self._branch((3 if modulated else 2) * offset_groups)
+        self.conv_offset = self._branch(self._data_values_per_tap * offset_groups)
 
-    def lift_weight(self, rigid_weight: Tensor) -> Tensor:
-        """As `LocalDeformKernel2d`'s, and twice that if modulated: at rest each tap counts sigmoid(0)."""
-        lifted = super().lift_weight(rigid_weight)
-        return 2 * lifted if self.modulated else lifted
-
-    def forward(self, input: Tensor) -> Tensor:
-        offset, mask = self.conv_offset(input), None  # [N, 2*D*K or 3*D*K, outH, outW]
-        if self.modulated:
-            taps = offset.shape[1] // 3
-            offset, mask = offset.split([2 * taps, taps], dim=1)
-            mask = mask.sigmoid()
-        return deform_kernel_conv2d(
-            input,
-            self.kernel_offset(input),
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            kernel_size=self.kernel_size,
-            offset=offset,
-            mask=mask,
-            clip=self.clip,
-        )
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """That of `LocalDeformKernel2d`, and {"offset": [N, 2 * offset_groups * kH * kW, outH, outW]}."""
+        return {**super().sampling(input), "offset": self.conv_offset(input)}
 
     def extra_repr(self) -> str:
-        modulated = ", modulated=True" if self.modulated else ""
-        return f"{super().extra_repr()}, offset_groups={self.offset_groups}{modulated}"
+        return f"{super().extra_repr()}, offset_groups={self.offset_groups}"
+
+
+class ModulatedDeformKernelConv2d(DeformKernelConv2d, nn.Conv2d):
+    """Local deformable kernel and modulated deformable convolution in one: Eq. 11 with the modulation of DCNv2.
+
+    As `DeformKernelConv2d`; `conv_offset` has offset_groups * kH * kW channels more, whose sigmoid is the modulation of
+    each tap, as in `ModulatedDeformConv2d`. It is 0.5 at rest, and `scope` is twice as strong for it.
+    """
+
+    _data_values_per_tap = 3
+    _gain = 2
+
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """That of `DeformKernelConv2d`, and {"mask": [N, offset_groups * kH * kW, outH, outW]}."""
+        values = super().sampling(input)
+        return {**values, **split_modulation(values["offset"], self.conv_offset.out_channels // 3)}

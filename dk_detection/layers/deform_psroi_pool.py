@@ -79,13 +79,6 @@ class DeformPSRoIPool(nn.Module):
         self.conv_score = nn.Conv2d(in_channels, output_channels * group_size**2, 1, **factory)
         self.conv_offset = ZeroConv2d(in_channels, 2 * num_classes * group_size**2, 1, **factory)
 
-    def init_weights(self) -> None:
-        """Brings `conv_offset` back to zero and leaves `conv_score` alone.
-
-        MMEngine calls a method of this name after its own initialisers have gone over every convolution of a network.
-        """
-        self.conv_offset.reset_parameters()
-
     def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
         """Pools `rois` [n, 5] = (batch index, x1, y1, x2, y2) from `input` [N, C, H, W] to [n, C, outH, outW].
 

@@ -59,15 +59,6 @@ class _RoIPool(nn.Module):
         """From pooled features [n, C * branchH * branchW] to offsets [n, 2 * K] and modulation [n, K]."""
         raise NotImplementedError
 
-    def init_weights(self) -> None:
-        """Brings the last layers of the branch back to zero and leaves the others alone.
-
-        MMEngine calls a method of this name after its own initialisers have gone over every linear layer of a network.
-        """
-        for module in self.modules():
-            if isinstance(module, ZeroLinear):
-                module.reset_parameters()
-
     def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
         """Pools `rois` [n, 5] = (batch index, x1, y1, x2, y2) from `input` [N, C, H, W] to [n, C, outH, outW].
 

@@ -1,5 +1,6 @@
 """Global deformable kernel with its generator."""
 
+import torch
 from torch import Tensor, nn
 
 from dk_detection.layers._base import ZeroConv2d
@@ -14,7 +15,8 @@ class GlobalDeformKernel2d(WithScope, nn.Conv2d):
     Shapes:
         input: [N, in_channels, H, W].
         output: [N, out_channels, outH, outW], as nn.Conv2d's.
-        weight: [out_channels, in_channels / groups, scopeH, scopeW].
+        weight: [out_channels, in_channels / groups, scopeH, scopeW]. The corner of the kernel's size is the kernel at
+            rest; `scope()`, of the same shape, is what the taps sample from. In state dicts it is `lifted_weight`.
         kernel_offset: the generator, a fully connected layer (written as a 1x1 convolution) from the input's average
             over all positions to [N, 2 * kH * kW], in cells of the scope: taps row-major, (dy, dx) interleaved.
 
@@ -30,51 +32,46 @@ class GlobalDeformKernel2d(WithScope, nn.Conv2d):
         scope_size: (vertical, horizontal) or an int, at least the kernel size. None is one more than the kernel size,
             the paper's choice: 4x4 for 3x3 kernels, 2x2 for 1x1.
         clip: Whether sampling positions are kept within the scope.
+        parametrisation: "orthonormal", with which the resting layer trains as the rigid convolution does; or "paper",
+            the scope itself is the parameter.
 
     Raises:
         ValueError: An argument breaks its rule.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
-        *,
-        scope_size=None,
-        clip=True,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-            scope_size=scope_size,
-            clip=clip,
-        )
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         taps = self.kernel_size[0] * self.kernel_size[1]
-        self.kernel_offset = ZeroConv2d(in_channels, 2 * taps, 1, device=device, dtype=dtype)
+        self.kernel_offset = ZeroConv2d(
+            self.in_channels, 2 * taps, 1, device=self.weight.device, dtype=self.weight.dtype
+        )
+
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """{"kernel_offset": [N, 2 * kH * kW]}."""
+        return {"kernel_offset": self.kernel_offset(input.mean((-2, -1), keepdim=True)).flatten(-3)}
 
     def forward(self, input: Tensor) -> Tensor:
-        offset = self.kernel_offset(input.mean((2, 3), keepdim=True)).flatten(1)  # [N, 2*K]
-        return conv2d_per_image(
-            self,
+        """[N, in_channels, H, W] or [in_channels, H, W] to the same with out_channels, outH, outW."""
+        return _resampled_conv2d(
             input,
-            offset,
-            lambda offset: resample_kernel(self.weight, offset, kernel_size=self.kernel_size, clip=self.clip),
+            weight=self.scope(),
+            bias=self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            kernel_size=self.kernel_size,
+            clip=self.clip,
+            **self.sampling(input),
         )
+
+
+@torch.fx.wrap
+def _resampled_conv2d(input, kernel_offset, weight, bias, stride, padding, dilation, groups, kernel_size, clip):
+    """Convolution of each image with the kernel that its offset samples from `weight`."""
+
+    def kernels(offset):
+        return resample_kernel(weight, offset, kernel_size=kernel_size, clip=clip)
+
+    shape = (*weight.shape[:2], *kernel_size)
+    return conv2d_per_image(input, kernel_offset, kernels, shape, bias, stride, padding, dilation, groups)

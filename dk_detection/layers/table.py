@@ -7,7 +7,11 @@ from torch import nn
 
 from dk_detection.layers.cond_conv2d import CondConv2d
 from dk_detection.layers.deform_conv2d import DeformConv2d, ModulatedDeformConv2d
-from dk_detection.layers.deform_kernel_conv2d import DeformKernelConv2d, LocalDeformKernel2d
+from dk_detection.layers.deform_kernel_conv2d import (
+    DeformKernelConv2d,
+    LocalDeformKernel2d,
+    ModulatedDeformKernelConv2d,
+)
 from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
 from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
 from dk_detection.layers.global_deform_kernel2d import GlobalDeformKernel2d
@@ -69,6 +73,13 @@ TABLE = (
         paper="Gao et al., Deformable Kernels, ICLR 2020, Eq. 11",
     ),
     Row(
+        name="DkModulatedDeformKernelConv2d",
+        token="dkmdconv",
+        kind="conv",
+        layer=ModulatedDeformKernelConv2d,
+        paper="Gao et al., Deformable Kernels, ICLR 2020, Eq. 11, with the modulation of Zhu et al., CVPR 2019",
+    ),
+    Row(
         name="DkCondConv2d",
         token="scc",
         kind="conv",
@@ -97,6 +108,9 @@ TABLE = (
         paper="Dai et al., Deformable Convolutional Networks, ICCV 2017",
     ),
 )
+
+
+ROI_LAYERS = {row.name: row.layer for row in TABLE if row.kind == "roi"}
 
 
 def find(token: str) -> Row:

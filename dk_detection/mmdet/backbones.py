@@ -6,7 +6,6 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 
 from dk_detection.backbones import MobileNetV2, ResNetDW
-from dk_detection.mmdet.networks import BackToRest
 
 
 class _WithInitCfg:
@@ -18,12 +17,11 @@ class _WithInitCfg:
     def __init__(self, *args, init_cfg: dict | list[dict] | None = None, **options) -> None:
         super().__init__(*args, **options)
         self.init_cfg = copy.deepcopy(init_cfg)
-        self.back_to_rest = BackToRest(self)
 
 
 @MODELS.register_module(force=True)
 class DkResNetDW(_WithInitCfg, ResNetDW, BaseModule):
-    """`dk_detection.backbones.ResNetDW`, and `init_cfg`. A checkpoint of the rigid network fits every other."""
+    """`dk_detection.backbones.ResNetDW`, and `init_cfg`."""
 
 
 @MODELS.register_module(force=True)

@@ -1,8 +1,6 @@
-"""Parameters and FLOPs of MMDetection's detectors, and Table 1 of Deformable ConvNets v2."""
+"""Parameters and FLOPs of MMDetection's detectors."""
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from mmcv.ops import RoIAlign
@@ -13,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dk_detection.complexity.counting import Part, Progress, format_table, parameters, total
+from dk_detection.complexity.counting import Part, parameters
 from dk_detection.complexity.detectors import DetectorCounter, count_file, fixed_rois, zero_on_cpu
 from dk_detection.errors import UserError
 
@@ -87,85 +85,3 @@ def count_detector(detector: nn.Module, shape: tuple[int, int], rois: int) -> li
         modules = [head.mask_roi_extractor, shared, head.mask_head]  # the extractor may be the box head's
         count("mask head", modules, lambda: head._mask_forward(maps, rois=detections))
     return count.finish()
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A row of Table 1, the same for both detectors.
-
-    Attributes:
-        name: The paper's.
-        after: The row that this one is compared with.
-        backbone, pooling: What the stem of the config says.
-        faster, mask: The paper's parameters in millions and FLOPs in thousands of millions.
-    """
-
-    name: str
-    after: str | None
-    backbone: str
-    pooling: str
-    faster: tuple[float, float]
-    mask: tuple[float, float]
-
-
-SETTINGS = (
-    Setting("regular", None, "r50", "", (51.3, 196.8), (39.5, 303.5)),
-    Setting("dconv@c5", "regular", "r50-dconv-c5", "", (51.5, 197.7), (39.8, 303.7)),
-    Setting("dconv@c5 + dpool", "dconv@c5", "r50-dconv-c5", "_dpool", (52.7, 198.9), (40.9, 304.9)),
-    Setting("dconv@c4-c5", "dconv@c5", "r50-dconv-c4-c5", "", (51.7, 198.7), (40.0, 304.7)),
-    Setting("dconv@c3-c5", "dconv@c4-c5", "r50-dconv-c3-c5", "", (51.8, 200.0), (40.1, 306.0)),
-    Setting("dconv@c3-c5 + dpool", "dconv@c3-c5", "r50-dconv-c3-c5", "_dpool", (53.0, 201.2), (41.3, 307.2)),
-    Setting(
-        "mdconv@c3-c5 + mdpool", "dconv@c3-c5 + dpool", "r50-mdconv-c3-c5", "_mdpool", (65.5, 214.7), (53.8, 320.3)
-    ),
-)
-DETECTORS = {
-    "faster": ("Faster R-CNN", "faster-rcnn_{}_dc5{}_16e_coco"),
-    "mask": ("Mask R-CNN", "mask-rcnn_{}_fpn{}_16e_coco"),
-}
-
-
-def count_dcnv2(
-    detector: str, configs: str | os.PathLike, shape=(800, 1200), rois: int = 1000, progress: Progress | None = None
-) -> dict[str, Part]:
-    """Counts the detectors of Table 1 of Deformable ConvNets v2.
-
-    Args:
-        detector: "faster" or "mask".
-        configs: The folder `configs` of the project.
-        shape, rois: As for `count_config`.
-        progress: Called before each row with its index, the number of rows and its name.
-
-    Returns:
-        The sum of each setting's parts, by the setting's name.
-    """
-    stem = DETECTORS[detector][1]
-    sums = {}
-    for index, setting in enumerate(SETTINGS):
-        if progress:
-            progress(index, len(SETTINGS), f"{DETECTORS[detector][0]}, {setting.name}")
-        path = Path(configs, "mmdet", "dcnv2", f"{stem.format(setting.backbone, setting.pooling)}.py")
-        sums[setting.name] = total(count_config(path, shape, rois))
-    return sums
-
-
-def dcnv2_table(configs: str | os.PathLike, shape=(800, 1200), rois: int = 1000, progress=None) -> str:
-    """Table 1 of Deformable ConvNets v2, the paper's figures beside ours, and what each row adds to the one before."""
-    header = ("setting", "#P (M)", "paper", "step", "paper", "GFLOPs", "paper", "step", "paper")
-    tables = []
-    for detector, (title, _) in DETECTORS.items():
-        sums = count_dcnv2(detector, configs, shape, rois, progress)
-        paper = {setting.name: getattr(setting, detector) for setting in SETTINGS}
-        rows = []
-        for setting in SETTINGS:
-            row = [setting.name]
-            for index, of in enumerate((lambda s: s.parameters / 1e6, lambda s: s.multiply_adds / 1e9)):
-                row += [f"{of(sums[setting.name]):.2f}", f"{paper[setting.name][index]:.1f}"]
-                if setting.after is None:
-                    row += ["", ""]
-                    continue
-                row.append(f"{of(sums[setting.name]) - of(sums[setting.after]):+.2f}")
-                row.append(f"{paper[setting.name][index] - paper[setting.after][index]:+.1f}")
-            rows.append(row)
-        tables.append(f"{title}, {shape[0]}x{shape[1]}, {rois} RoIs\n\n{format_table(header, rows)}")
-    return "\n\n".join(tables)

@@ -1,7 +1,6 @@
 """Registers the rows of the layer table under their names."""
 
 import functools
-import inspect
 
 from mmdet.registry import MODELS
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -10,15 +9,15 @@ from dk_detection.layers.table import TABLE, Row
 
 
 def _builder(row: Row):
-    """The layer's constructor, which also takes `deform_groups`, mmcv's name of `offset_groups`."""
-    takes_offset_groups = "offset_groups" in inspect.signature(row.layer).parameters
+    """The layer's constructor, which also takes the names that `offset_groups` has in mmcv, now and before."""
 
     @functools.wraps(row.layer, updated=())
     def build(*args, **kwargs):
-        if takes_offset_groups and "deform_groups" in kwargs:
-            if "offset_groups" in kwargs:
-                raise TypeError(f"{row.name}: deform_groups is another name of offset_groups; give one of them")
-            kwargs["offset_groups"] = kwargs.pop("deform_groups")
+        for name in ("deform_groups", "deformable_groups"):
+            if name in kwargs and "offset_groups" in kwargs:
+                raise TypeError(f"{row.name}: {name} is another name of offset_groups; give one of them")
+            if name in kwargs:
+                kwargs["offset_groups"] = kwargs.pop(name)
         return row.layer(*args, **kwargs)
 
     return build

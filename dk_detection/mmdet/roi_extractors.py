@@ -8,9 +8,7 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from dk_detection.layers.table import TABLE
-
-OURS = {row.name: row.layer for row in TABLE if row.kind == "roi"}
+from dk_detection.layers.table import ROI_LAYERS
 
 
 @MODELS.register_module(force=True)
@@ -54,7 +52,7 @@ class DkRoIExtractor(SingleRoIExtractor):
         **options,
     ) -> None:
         roi_layer = dict(roi_layer, type=_find(roi_layer.get("type")))
-        self._is_ours = roi_layer["type"] in OURS.values()
+        self._is_ours = roi_layer["type"] in ROI_LAYERS.values()
         self._share_levels = share_levels and self._is_ours
         if self._is_ours:
             for name in inspect.signature(roi_layer["type"]).parameters.keys() & {"in_channels", "output_channels"}:
@@ -114,7 +112,7 @@ def _find(kind) -> type[nn.Module]:
     """The class, or another constructor, that `type` of a RoI layer stands for."""
     found = kind
     if isinstance(kind, str):
-        found = OURS.get(kind) or getattr(ops, kind, None) or MODELS.get(kind)
+        found = ROI_LAYERS.get(kind) or getattr(ops, kind, None) or MODELS.get(kind)
     if not callable(found):
         raise TypeError(
             "DkRoIExtractor: type of roi_layer must be a RoI layer's class or its name in dk_detection.layers.table, "

@@ -3,26 +3,27 @@ import torch
 import torchvision
 
 from dk_detection.backbones import MobileNetV2
+from tests.networks import MOBILENET_V2, deformed, exchange_in
 
 EXPERTS = dict(layer="scc", num_experts=8)
 # Millions of parameters: Deformable Kernels, Tables 1 and 2.
 PARAMETERS = [
     (3.5, {}),
-    (3.7, dict(conv3x3="gdk")),
-    (10.1, dict(conv3x3="gdk", conv1x1="gdk")),
-    (4.7, dict(conv3x3="dk")),
-    (11.1, dict(conv3x3="dk", conv1x1="gdk")),
-    (19.0, dict(conv3x3=EXPERTS, conv1x1=EXPERTS)),
-    (19.7, dict(conv3x3="dk", conv1x1=EXPERTS)),
-    (4.6, dict(conv3x3=dict(layer="dconv", stages="c3-c5"))),
-    (5.8, dict(conv3x3=[dict(layer="dk", stages="c2"), dict(layer="dkdconv", stages="c3-c5")])),
+    (3.7, {"3x3": "gdk"}),
+    (10.1, {"3x3": "gdk", "1x1": "gdk"}),
+    (4.7, {"3x3": "dk"}),
+    (11.1, {"3x3": "dk", "1x1": "gdk"}),
+    (19.0, {"3x3": EXPERTS, "1x1": EXPERTS}),
+    (19.7, {"3x3": "dk", "1x1": EXPERTS}),
+    (4.6, {"3x3 in c3-c5": "dconv"}),
+    (5.8, {"3x3 in c2": "dk", "3x3 in c3-c5": "dkdconv"}),
 ]
 
 
 @pytest.mark.parametrize(("millions", "layers"), PARAMETERS)
 def test_parameters_are_those_of_the_paper(millions, layers):
     with torch.device("meta"):
-        net = MobileNetV2(1000, **layers)
+        net = deformed(MobileNetV2(1000), exchange_in(MOBILENET_V2, layers))
     # The paper rounds to 0.1.
     assert abs(sum(p.numel() for p in net.parameters()) / 1e6 - millions) < 0.06
 

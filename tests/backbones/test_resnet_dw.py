@@ -3,29 +3,30 @@ import torch
 from torch import nn
 
 from dk_detection.backbones import ResNetDW
+from tests.networks import RESNET_DW, deformed, exchange_in
 
 EXPERTS = dict(layer="scc", num_experts=2)
 # Millions of parameters: Deformable Kernels, Tables 1 and 2.
 PARAMETERS = [
     (23.7, {}),
-    (24.9, dict(conv3x3=dict(layer="dk", scope_size=3))),
-    (25.0, dict(conv3x3="dk")),
-    (25.0, dict(conv3x3=dict(layer="dk", scope_size=5))),
-    (25.4, dict(conv3x3=dict(layer="dk", scope_size=9))),
-    (23.9, dict(conv3x3="gdk")),
-    (80.1, dict(conv3x3="gdk", conv1x1="gdk")),
-    (81.2, dict(conv3x3="dk", conv1x1="gdk")),
-    (42.5, dict(conv3x3=EXPERTS, conv1x1=EXPERTS)),
-    (43.7, dict(conv3x3="dk", conv1x1=EXPERTS)),
-    (24.8, dict(conv3x3=dict(layer="dconv", stages="c3-c5"))),
-    (26.1, dict(conv3x3=[dict(layer="dk", stages="c2"), dict(layer="dkdconv", stages="c3-c5")])),
+    (24.9, {"3x3": dict(layer="dk", scope_size=3)}),
+    (25.0, {"3x3": "dk"}),
+    (25.0, {"3x3": dict(layer="dk", scope_size=5)}),
+    (25.4, {"3x3": dict(layer="dk", scope_size=9)}),
+    (23.9, {"3x3": "gdk"}),
+    (80.1, {"3x3": "gdk", "1x1": "gdk"}),
+    (81.2, {"3x3": "dk", "1x1": "gdk"}),
+    (42.5, {"3x3": EXPERTS, "1x1": EXPERTS}),
+    (43.7, {"3x3": "dk", "1x1": EXPERTS}),
+    (24.8, {"3x3 in c3-c5": "dconv"}),
+    (26.1, {"3x3 in c2": "dk", "3x3 in c3-c5": "dkdconv"}),
 ]
 
 
 @pytest.mark.parametrize(("millions", "layers"), PARAMETERS)
 def test_parameters_are_those_of_the_paper(millions, layers):
     with torch.device("meta"):
-        net = ResNetDW(1000, **layers)
+        net = deformed(ResNetDW(1000), exchange_in(RESNET_DW, layers))
     # The paper rounds to 0.1, and some of its figures down.
     assert abs(sum(p.numel() for p in net.parameters()) / 1e6 - millions) < 0.06
 

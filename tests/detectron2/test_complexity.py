@@ -24,8 +24,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     [
         "dcnv2/faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_mimic_16e_coco",
         "dcnv2/mask-rcnn_r50-dconv-c3-c5_fpn_dpool_16e_coco",
-        "dk/faster-rcnn_mobilenet-v2-dk-gdk1x1_fpn_1x_coco",
-        "deformed_shapes/mask-rcnn_r18-dk-mdconv-c3-c5_fpn_mdpool_mimic_1k_deformed-shapes",
+        "dk/faster-rcnn_mobilenet-v2-dk-gdk-1x1_fpn_1x_coco",
+        "deformed_shapes/mask-rcnn_r18-dkmdconv-c3-c5_fpn_mdpool_mimic_1k_deformed-shapes",
     ],
 )
 def test_the_same_as_in_mmdetection(name):

@@ -1,6 +1,5 @@
 """Every config is what its name says, trains a step with its own optimiser and detects: on the CPU, made small."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -17,29 +16,20 @@ from dk_detection.config_files import DETECTRON2, framework_of
 from dk_detection.detectron2 import DkMimicRCNN, DkReduceLast, DkResNetDW, add_dk_config
 from dk_detection.detectron2.train import _Trainer
 from dk_detection.layers._base import ZeroConv2d
-from dk_detection.layers.table import TABLE
+from tests import stems
 from tests.detectron2.small import HEIGHT, WIDTH, batch
+from tests.stems import LAYERS
 
 ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(
     path for kind in ("py", "yaml") for path in (ROOT / "detectron2").rglob(f"*.{kind}") if path.parent.name != "_base_"
 )
-LAYERS = {row.token: row.layer for row in TABLE}
-CONVS = {row.token: row.layer for row in TABLE if row.kind == "conv"}
-
 # What is set wherever it stands in a model: proposals, samples, results; patches of 224 pixels take long. (A score
 # threshold below 0 lets a detector detect something even if its first step made it quite sure that there is nothing.)
 SMALL = {
     **dict(batch_size_per_image=32, test_topk_per_image=5, test_score_thresh=-1.0, num_blocks=1),
     **dict(pre_nms_topk=[20, 20], post_nms_topk=[20, 20]),
 }
-
-STEM = re.compile(
-    r"(?P<detector>faster-rcnn|mask-rcnn)_(?P<backbone>r50-dw|mobilenet-v2|r18|r50|r101|x101-32x8d)"
-    r"(-(?P<layers>[a-z0-9-]+?))?(-(?P<stages>c\d(-c\d)?))?"
-    r"_(?P<neck>fpn|dc5)(_(?P<pool>dpool|mdpool))?(_(?P<mimic>mimic(-bg|-fgbg)?))?"
-    r"_(?P<schedule>1x|16e|1k)_(?P<dataset>coco|deformed-shapes)"
-)
 
 
 def shrink(part) -> None:
@@ -102,13 +92,13 @@ def test_the_same_stems_as_for_mmdetection():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_config(path):
-    name = STEM.fullmatch(path.stem)
-    assert name, "the stem does not follow the grammar"
+    name = stems.parse(path.stem)
+    assert str(name) == path.stem
     assert framework_of(path) == DETECTRON2
     cfg, model, optimizer, factors, base_rate = read(path)
     check_contents(name, cfg, model)
 
-    expected = {"dpool": 0.01, "mdpool": 0.1 if name["dataset"] == "deformed-shapes" else None}.get(name["pool"])
+    expected = {"dpool": 0.01, "mdpool": 0.1 if name.dataset == "deformed-shapes" else None}.get(name.roi)
     assert factors.get("offset_fc") == expected
 
     # The keys of the learning-rate factors name the branches that steer the sampling, all of them.
@@ -139,41 +129,27 @@ def test_config(path):
             found = result["instances"]
             assert len(found) > 0
             assert found.pred_boxes.tensor.isfinite().all()
-            if name["detector"] == "mask-rcnn":
+            if name.detector == "mask-rcnn":
                 assert found.pred_masks.shape == (len(found), HEIGHT, WIDTH)
 
 
 def check_contents(name, cfg, model) -> None:
     """That the model and the schedule are what the stem says."""
     heads = model.roi_heads
-    assert heads.mask_on == (name["detector"] == "mask-rcnn")
-    assert isinstance(model.backbone, DkReduceLast) == (name["neck"] == "dc5")
-    assert isinstance(model, DkMimicRCNN) == bool(name["mimic"])
-    if name["mimic"]:
-        regions = {"mimic": "foreground", "mimic-bg": "background", "mimic-fgbg": "both"}[name["mimic"]]
+    assert heads.mask_on == (name.detector == "mask-rcnn")
+    assert isinstance(model.backbone, DkReduceLast) == (name.neck == "dc5")
+    assert isinstance(model, DkMimicRCNN) == bool(name.mimic)
+    if name.mimic:
+        regions = {"mimic": "foreground", "mimic-bg": "background", "mimic-fgbg": "both"}[name.mimic]
         assert model.mimic.regions == regions
     poolers = [heads.box_pooler, heads.mask_pooler] if heads.mask_on else [heads.box_pooler]
     for pooler in poolers:
         layers = {type(layer) for layer in getattr(pooler, "roi_layers", ())}
-        assert layers == ({LAYERS[name["pool"]]} if name["pool"] else set())
+        assert layers == ({LAYERS[name.roi]} if name.roi else set())
 
     steps = cfg.train.max_iter if "train" in cfg else cfg.SOLVER.MAX_ITER
-    assert steps == {"1x": 90000, "16e": 117280, "1k": 1000}[name["schedule"]]
+    assert steps == {"1x": 90000, "16e": 117280, "1k": 1000}[name.schedule]
     data = cfg.dataloader.train.dataset.names if "dataloader" in cfg else cfg.DATASETS.TRAIN[0]
-    assert data == {"coco": "coco_2017_train", "deformed-shapes": "deformed_shapes_train"}[name["dataset"]]
+    assert data == {"coco": "coco_2017_train", "deformed-shapes": "deformed_shapes_train"}[name.dataset]
 
-    expected = {"1x1": set(), "3x3": set()}
-    for token in re.findall(r"[a-z]+(?:1x1)?", (name["layers"] or "").replace("dk-dconv", "dk-dkdconv")):
-        expected["1x1" if token.endswith("1x1") else "3x3"].add(CONVS[token.removesuffix("1x1")])
-    found = {"1x1": set(), "3x3": set()}
-    for key, module in model.backbone.named_modules():
-        if type(module) in CONVS.values():
-            assert ".bottom_up." in f".{key}."
-            found["1x1" if module.kernel_size == (1, 1) else "3x3"].add(type(module))
-    if name["layers"] == "dk-mdconv":
-        expected["3x3"] = {CONVS["dkdconv"]}
-    assert found == expected
-    if name["stages"] and "-dw" not in name["backbone"] and name["backbone"] != "mobilenet-v2":
-        first, last = int(name["stages"][1]), int(name["stages"][-1])
-        stages = {key.partition("res")[2][:1] for key, m in model.backbone.named_modules() if type(m) in CONVS.values()}
-        assert stages == {str(stage) for stage in range(first, last + 1)}
+    name.check_layers(model.backbone)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
@@ -16,10 +17,8 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dk_detection.checkpoint_names import LIFTING_BRANCHES, to_detectron2, to_mmdet
+from dk_detection.checkpoint_names import to_detectron2, to_mmdet
 from dk_detection.detectron2 import DkDeformable, DkResNetDW
-from dk_detection.layers._base import ZeroConv2d
-from dk_detection.layers._lifted import LiftedAtRest
 from dk_detection.layers.table import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +71,9 @@ def exchanged(cfg, model, token):
     """The small detector with another layer, in both frameworks."""
     if token:
         cfg.model.backbone.update(
-            type="DkDeformable", network="ResNet", exchange=dict(layer=token, select="layer[234].*.conv[12]")
+            type="DkDeformable", network="ResNet", exchange=[dict(layer=token, select="layer[234].*.conv[12]")]
         )
-        exchange = dict(layer=token, select="backbone.bottom_up.res[345].*.conv[12]")
+        exchange = [dict(layer=token, select="backbone.bottom_up.res[345].*.conv[12]")]
         model = dict(_target_=DkDeformable, network=model, exchange=exchange)
     return cfg, model
 
@@ -172,7 +171,7 @@ def test_dilated_conv5_with_deformable_pooling(tmp_path):
 
 
 def test_our_backbone(tmp_path):
-    stem = "faster-rcnn_r50-dw-dk-gdk1x1_fpn_1x_coco"
+    stem = "faster-rcnn_r50-dw-dk-gdk-1x1_fpn_1x_coco"
     cfg, model = mmdet_config(stem), detectron2_model(stem)
     cfg.model.backbone.blocks = (1, 1, 1, 1)
     model.network.backbone.bottom_up.blocks = (1, 1, 1, 1)
@@ -182,10 +181,3 @@ def test_our_backbone(tmp_path):
     compare(mm, d2)
     back = to_mmdet(d2.state_dict())
     assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())
-
-
-def test_lifting_branches_are_those_of_the_table():
-    for row in TABLE:
-        if row.kind == "conv":
-            branches = [name for name, m in row.layer(4, 4, 3).named_children() if isinstance(m, ZeroConv2d)]
-            assert any(name in LIFTING_BRANCHES for name in branches) == issubclass(row.layer, LiftedAtRest), row.token

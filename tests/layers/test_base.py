@@ -1,22 +1,24 @@
-"""The base also serves layers whose weight has another shape than the rigid one, as a larger kernel scope has."""
+"""The bases serve any layer: here one whose weight is larger than the rigid one, as a kernel scope is."""
 
 import pytest
 import torch
 from torch import nn
 
 from dk_detection import to_deformable
-from dk_detection.layers._base import RigidAtRest, ZeroConv2d
+from dk_detection.layers._base import ZeroConv2d
+from dk_detection.layers._lifted import Lifted
 
 
-class ShiftedConv2d(RigidAtRest, nn.Conv2d):
+class ShiftedConv2d(Lifted, nn.Conv2d):
     """Cuts its kernel out of a weight one cell higher and wider, at a place that its branch moves."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        height, width = self.weight.shape[2:]
-        self.weight = nn.Parameter(self.weight.new_empty(*self.weight.shape[:2], height + 1, width + 1))
-        self.reset_parameters()
+        self._lift()
         self.shift = ZeroConv2d(self.in_channels, 1, self.kernel_size, self.stride, self.padding, self.dilation)
+
+    def _make_basis(self):
+        return None
 
     def lift_weight(self, rigid_weight):
         return nn.functional.pad(rigid_weight, (0, 1, 0, 1), value=5)

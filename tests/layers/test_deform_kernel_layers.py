@@ -9,29 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from mmcv.cnn import ConvModule, fuse_conv_bn
-from mmdet.models.backbones import ResNet
-from mmengine.runner.checkpoint import load_state_dict as load_with_mmengine
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dk_detection import reference, to_deformable
+from dk_detection import fold_scopes, reference, to_deformable
 from dk_detection.layers import (
     CondConv2d,
     DeformKernelConv2d,
     GlobalDeformKernel2d,
     LocalDeformKernel2d,
+    ModulatedDeformKernelConv2d,
     _per_image,
     table,
 )
 from dk_detection.layers._base import ZeroConv2d
-from dk_detection.ops import resample_kernel
+from tests.loaders import loaders
 
 LAYERS = {
     "global": (GlobalDeformKernel2d, {}),
     "local": (LocalDeformKernel2d, {}),
     "combined": (DeformKernelConv2d, {}),
-    "modulated": (DeformKernelConv2d, dict(modulated=True)),
+    "modulated": (ModulatedDeformKernelConv2d, {}),
     "cond": (CondConv2d, dict(num_experts=3)),
 }
 layers = pytest.mark.parametrize(("layer_class", "options"), LAYERS.values(), ids=LAYERS.keys())
@@ -56,7 +54,7 @@ geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMET
 
 # Two float64 sums of at most a hundred products of order one, in different orders.
 CLOSE = dict(rtol=1e-10, atol=1e-10)
-# The same in float32, after a scope of cells up to ten times as large was sampled.
+# The same in float32.
 CLOSE32 = dict(rtol=1e-5, atol=1e-5)
 
 
@@ -101,42 +99,136 @@ def test_scope_is_one_larger_than_the_kernel(layer_class, options):
     assert layer_class(4, 6, (1, 3), **options).weight.shape == (6, 4, 2, 4)
 
 
+KERNELS_AND_SCOPES = [
+    *[((3, 2), (4, 5)), ((3, 3), (9, 4)), ((2, 3), (2, 3)), ((1, 1), (3, 5)), ((3, 3), (3, 3)), ((3, 3), (5, 5))],
+    *[((1, 1), (2, 2)), ((1, 3), (4, 4)), ((1, 1), (1, 2))],
+]
+kernels_and_scopes = pytest.mark.parametrize(("kernel", "scope"), KERNELS_AND_SCOPES, ids=str)
+
+
+def at_rest(layer):
+    """What the layer's taps sample without offset, [out_channels, in_channels / groups, kH, kW]."""
+    rest = torch.zeros(1, 2 * math.prod(layer.kernel_size)).double()
+    return reference.resample_kernel(layer.scope().double(), rest, kernel_size=layer.kernel_size)[0]
+
+
+def corner(layer):
+    return layer.weight[tuple(slice(size) for size in layer.rigid_shape)]
+
+
+@kernels_and_scopes
+def test_kernel_at_rest_is_the_corner_of_the_weight(kernel, scope):
+    """And whatever else is in the weight makes no difference to it."""
+    layer = LocalDeformKernel2d(4, 6, kernel, scope_size=scope, dtype=torch.float64)
+    nn.init.normal_(layer.weight)
+    torch.testing.assert_close(at_rest(layer), corner(layer), **CLOSE)
+
+
+@kernels_and_scopes
+def test_basis_is_orthonormal_beside_the_corner(kernel, scope):
+    layer = LocalDeformKernel2d(1, 1, kernel, scope_size=scope, dtype=torch.float64)
+    cells = math.prod(scope)
+    basis = torch.stack([layer._compose(one, layer.basis) for one in torch.eye(cells).double().view(-1, 1, 1, *scope)])
+    basis = basis.view(*scope, cells)  # of each value of the weight
+    beside = basis[kernel[0] :, kernel[1] :].flatten(0, 1)
+    torch.testing.assert_close(beside @ beside.t(), torch.eye(len(beside)).double(), **CLOSE)
+    assert torch.linalg.matrix_rank(basis.flatten(0, 1)) == cells
+
+
 @pytest.mark.parametrize(("kernel", "scope"), [((3, 2), (4, 5)), ((3, 3), (9, 4)), ((2, 3), (2, 3)), ((1, 1), (3, 5))])
-def test_lifted_weight_is_the_smallest(kernel, scope):
-    rigid = torch.randn(6, 4, *kernel, dtype=torch.float64)
-    lifted = LocalDeformKernel2d(4, 6, kernel, scope_size=scope).lift_weight(rigid)
+def test_lifted_scope_is_the_smallest(kernel, scope):
+    rigid = nn.Conv2d(4, 6, kernel, dtype=torch.float64)
+    lifted = LocalDeformKernel2d.from_rigid(rigid, scope_size=scope).scope()
     # The resampling at rest as a matrix, and the solution of least norm from a library.
     cells = torch.eye(scope[0] * scope[1], dtype=torch.float64).view(-1, 1, *scope)
-    at_rest = reference.resample_kernel(cells, torch.zeros(1, 2 * math.prod(kernel)).double(), kernel_size=kernel)
-    matrix = at_rest.reshape(cells.shape[0], -1).t()  # [taps, cells]
-    solution = torch.linalg.lstsq(matrix, rigid.flatten(0, 1).flatten(1).t(), driver="gelsd").solution
+    rest = reference.resample_kernel(cells, torch.zeros(1, 2 * math.prod(kernel)).double(), kernel_size=kernel)
+    matrix = rest.reshape(cells.shape[0], -1).t()  # [taps, cells]
+    solution = torch.linalg.lstsq(matrix, rigid.weight.flatten(0, 1).flatten(1).t(), driver="gelsd").solution
     torch.testing.assert_close(lifted.flatten(0, 1).flatten(1), solution.t(), **CLOSE)
 
 
 @pytest.mark.parametrize(("kernel", "scope"), [((1, 1), (2, 2)), ((1, 3), (4, 4)), ((1, 1), (1, 2))])
 def test_cells_around_a_single_tap_differ(kernel, scope):
-    rigid = torch.randn(6, 4, *kernel, dtype=torch.float64)
-    layer = LocalDeformKernel2d(4, 6, kernel, scope_size=scope)
-    lifted = layer.lift_weight(rigid)
-    assert torch.equal(lifted, layer.lift_weight(rigid))
-    at_rest = reference.resample_kernel(lifted, torch.zeros(1, 2 * math.prod(kernel)).double(), kernel_size=kernel)
-    torch.testing.assert_close(at_rest[0], rigid, **CLOSE)
+    rigid = nn.Conv2d(16, 24, kernel, dtype=torch.float64)
+    layer = LocalDeformKernel2d.from_rigid(rigid, scope_size=scope)
+    assert torch.equal(layer.scope(), LocalDeformKernel2d.from_rigid(rigid, scope_size=scope).scope())
+    torch.testing.assert_close(at_rest(layer), rigid.weight, **CLOSE)
     for axis in (2, 3):
         if kernel[axis - 2] == 1 and scope[axis - 2] > 1:
             middle = scope[axis - 2] // 2
-            apart = lifted.select(axis, middle) - lifted.select(axis, middle - 1)
-            assert 1 < apart.std() / rigid.std() < 4
+            apart = layer.scope().select(axis, middle) - layer.scope().select(axis, middle - 1)
+            assert 1 < apart.std() / rigid.weight.std() < 3
 
 
 def test_experts_differ():
-    rigid = torch.randn(6, 4, 3, 2)
-    layer = CondConv2d(4, 6, (3, 2), num_experts=3)
-    lifted = layer.lift_weight(rigid)
-    assert torch.equal(lifted, layer.lift_weight(rigid))
-    experts = lifted.unflatten(1, (3, 4))
-    torch.testing.assert_close(experts.sum(1), 2 * rigid, **CLOSE32)
+    rigid = nn.Conv2d(4, 6, (3, 2))
+    layer = CondConv2d.from_rigid(rigid, num_experts=3)
+    assert torch.equal(layer.weight, CondConv2d.from_rigid(rigid, num_experts=3).weight)
+    experts = layer.experts()
+    torch.testing.assert_close(experts.sum(0), 2 * rigid.weight, **CLOSE32)
     for a, b in ((0, 1), (1, 2), (0, 2)):
-        assert (experts[:, a] - experts[:, b]).std() > 0.5 * rigid.std()
+        assert (experts[a] - experts[b]).std() > 0.5 * rigid.weight.std()
+
+
+# A resting layer is the rigid one in its learning, too.
+
+
+def train(net, frozen=()):
+    """Ten steps on inputs that are the same for every network."""
+    for branch in frozen:
+        branch.requires_grad_(False)
+    generator = torch.Generator().manual_seed(3)
+    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.1, momentum=0.9, weight_decay=0.02)
+    for _ in range(10):
+        x = torch.randn(2, 6, 7, 8, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    return net
+
+
+@layers
+@pytest.mark.parametrize("kernel_size", [1, 3, (3, 1)], ids=str)
+def test_resting_layer_trains_as_the_rigid_convolution(layer_class, options, kernel_size):
+    sizes = [None] if layer_class is CondConv2d else [3, 4, 5, 9, (4, 6)]
+    for scope_size, groups in ((size, groups) for size in sizes for groups in (1, 6)):
+        conv = nn.Conv2d(6, 6, kernel_size, padding=1, groups=groups, dtype=torch.float64)
+        settings = options if scope_size is None else {**options, "scope_size": scope_size}
+        layer = layer_class.from_rigid(conv, **settings)
+        train(conv)
+        train(layer, frozen=branches(layer).values())
+        torch.testing.assert_close(corner(layer), conv.weight, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(layer.bias, conv.bias, rtol=1e-12, atol=1e-12)
+
+
+def test_the_papers_parametrisation_does_not():
+    """The contrary of the test above, so that it is known to see a difference."""
+    conv = nn.Conv2d(6, 6, 3, padding=1, dtype=torch.float64)
+    layer = LocalDeformKernel2d.from_rigid(conv, parametrisation="paper")
+    train(conv)
+    train(layer, frozen=branches(layer).values())
+    assert (at_rest(layer) - conv.weight).abs().max() > 1e-3
+
+
+@scoped
+@pytest.mark.parametrize("scope_size", [(3, 3), (4, 5)], ids=str)
+def test_folding_changes_nothing_but_the_parametrisation(layer_class, options, scope_size):
+    net = learned(nn.Sequential(layer_class(4, 6, 3, scope_size=scope_size, **options, dtype=torch.float64)))
+    nn.init.normal_(net[0].weight)
+    x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
+    expected, scope = net(x), net[0].scope()
+    assert fold_scopes(net) is net
+    assert torch.equal(net(x), expected)
+    assert torch.equal(net[0].weight, scope)
+    paper = nn.Sequential(
+        layer_class(4, 6, 3, scope_size=scope_size, parametrisation="paper", **options, dtype=torch.float64)
+    )
+    paper.load_state_dict(net.state_dict())
+    assert torch.equal(paper(x), expected)
+    assert repr(paper) == repr(net)
+    fold_scopes(net)
+    assert torch.equal(net(x), expected)
 
 
 @geometries
@@ -145,23 +237,23 @@ def test_local_generators_steer_the_operator(geometry, clip):
     for layer_class, options in (
         (LocalDeformKernel2d, dict(kernel_offset_groups=2)),
         (DeformKernelConv2d, dict(kernel_offset_groups=2, offset_groups=2)),
-        (DeformKernelConv2d, dict(offset_groups=2, modulated=True)),
+        (ModulatedDeformKernelConv2d, dict(offset_groups=2)),
     ):
         layer = learned(layer_class(**geometry, clip=clip, **options, dtype=torch.float64))
         x = torch.randn(2, layer.in_channels, 9, 12, dtype=torch.float64)
         offset = mask = None
-        if layer_class is DeformKernelConv2d:
+        taps = 2 * math.prod(layer.kernel_size)  # of both groups
+        if layer_class is not LocalDeformKernel2d:
             values = layer.conv_offset(x)
-            taps = 2 * math.prod(layer.kernel_size)  # of both groups
             offset = values[:, : 2 * taps]
-            if layer.modulated:
+            if layer_class is ModulatedDeformKernelConv2d:
                 mask = values[:, 2 * taps :].sigmoid()
             else:
                 assert values.shape[1] == 2 * taps
         expected = reference.deform_kernel_conv2d(
             x,
             layer.kernel_offset(x),
-            layer.weight,
+            layer.scope(),
             layer.bias,
             layer.stride,
             layer.padding,
@@ -190,7 +282,7 @@ def test_global_generator_steers_the_kernel_of_each_image(geometry, clip):
     x = torch.randn(3, layer.in_channels, 9, 12, dtype=torch.float64)
     generator = layer.kernel_offset
     offset = F.linear(x.mean((2, 3)), generator.weight.flatten(1), generator.bias)
-    kernels = reference.resample_kernel(layer.weight, offset, kernel_size=layer.kernel_size, clip=clip)
+    kernels = reference.resample_kernel(layer.scope(), offset, kernel_size=layer.kernel_size, clip=clip)
     torch.testing.assert_close(layer(x), convolve_one_by_one(layer, x, kernels), **CLOSE)
 
 
@@ -199,11 +291,11 @@ def test_cond_conv_mixes_its_experts(geometry):
     layer = learned(CondConv2d(**geometry, num_experts=3, dtype=torch.float64))
     x = torch.randn(3, layer.in_channels, 9, 12, dtype=torch.float64)
     shares = F.linear(x.mean((2, 3)), layer.routing.weight.flatten(1), layer.routing.bias).sigmoid()
-    experts = layer.weight.unflatten(1, (3, -1))
+    experts = layer.experts()
     # sum_e r_e (W_e * x), which is what mixing the kernels is to save
     expected = sum(
         share.view(-1, 1, 1, 1) * F.conv2d(x, expert, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        for share, expert in zip(shares.unbind(1), experts.unbind(1), strict=True)
+        for share, expert in zip(shares.unbind(1), experts, strict=True)
     )
     if layer.bias is not None:
         expected = expected + layer.bias.view(-1, 1, 1)
@@ -263,13 +355,13 @@ def test_kernels_of_a_batch_in_parts(monkeypatch, layer_class, options, geometry
     x = torch.randn(5, layer.in_channels, 9, 12, dtype=torch.float64, requires_grad=True)
     sizes = []
 
-    def kernels_recorded(layer, input, steering, kernels):
+    def kernels_recorded(input, steering, kernels, *settings):
         def recorded(steering):
             made = kernels(steering)
             sizes.append(made.numel() * made.element_size())
             return made
 
-        return original(layer, input, steering, recorded)
+        return original(input, steering, recorded, *settings)
 
     module = __import__(layer_class.__module__, fromlist=["conv2d_per_image"])
     original = _per_image.conv2d_per_image
@@ -310,13 +402,6 @@ def test_kernels_are_not_kept_and_nothing_is_convolved_twice(layer_class, option
 # Checkpoints.
 
 
-def load_with_torch(module, state_dict, strict):
-    module.load_state_dict(state_dict, strict=strict)
-
-
-loaders = pytest.mark.parametrize("load", [load_with_torch, load_with_mmengine])
-
-
 class Net(nn.Module):
     """A layer two levels deep, so that prefixes are in use."""
 
@@ -350,7 +435,7 @@ def test_rigid_checkpoint(layer_class, options, load, strict):
 
 @scoped
 def test_rigid_checkpoint_in_a_scope_of_kernel_size(layer_class, options):
-    # The shapes are the same; what tells the two apart are the keys of the branches.
+    # The shapes are the same; what tells the two apart are the names.
     rigid, layer = nn.Conv2d(4, 6, 3), learned(layer_class(4, 6, 3, scope_size=3, **options))
     layer.load_state_dict(rigid.state_dict())
     x = torch.randn(2, 4, 9, 8)
@@ -410,20 +495,6 @@ def test_new_layer_is_a_new_convolution(layer_class, options, geometry):
 
 
 @layers
-def test_init_weights_brings_back_the_rest_state_only(layer_class, options):
-    layer = layer_class(4, 6, 3, **options)
-    weight, bias = layer.weight.clone(), layer.bias.clone()
-    for branch in branches(layer).values():
-        nn.init.normal_(branch.weight)
-        nn.init.normal_(branch.bias)
-    layer.init_weights()
-    assert branches(layer)
-    assert all(p.eq(0).all() for branch in branches(layer).values() for p in branch.parameters())
-    assert torch.equal(layer.weight, weight)
-    assert torch.equal(layer.bias, bias)
-
-
-@layers
 def test_reset_parameters_in_any_order(layer_class, options):
     layer = learned(layer_class(4, 6, 3, **options))
     parameters = dict(layer.named_parameters())
@@ -437,6 +508,8 @@ def test_reset_parameters_in_any_order(layer_class, options):
 
 @layers
 def test_frameworks_initialise(layer_class, options):
+    ResNet = pytest.importorskip("mmdet.models.backbones").ResNet
+    ConvModule = pytest.importorskip("mmcv.cnn").ConvModule
     path = f"dk_detection.layers.{layer_class.__name__}"
     net = ResNet(
         depth=50, base_channels=8, stem_channels=8, dcn=dict(type=path, **options),
@@ -446,18 +519,16 @@ def test_frameworks_initialise(layer_class, options):
     found = [m for m in net.modules() if isinstance(m, layer_class)]
     assert len(found) == 3
     assert all(p.eq(0).all() for layer in found for branch in branches(layer).values() for p in branch.parameters())
-    # Kaiming's normal distribution, fan_out, in the kernel at rest.
-    weight = found[0].weight.detach()
-    if hasattr(found[0], "scope_size"):
-        weight = resample_kernel(weight, torch.zeros(1, 18), kernel_size=3)[0]
-    fan_out = weight.shape[0] * weight.shape[2] * weight.shape[3]
-    assert weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
+    # Kaiming's normal distribution, fan_out, in the kernel at rest; the fan is counted over the cells of the scope.
+    fan_out = found[0].weight.shape[0] * found[0].weight[0, 0].numel()
+    assert corner(found[0]).std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
     module = ConvModule(4, 6, 3, padding=1, conv_cfg=dict(type=path, **options), norm_cfg=dict(type="BN"))
     assert all(p.eq(0).all() for branch in branches(module.conv).values() for p in branch.parameters())
 
 
 @layers
 def test_fused_batch_norm_keeps_the_output(layer_class, options):
+    fuse_conv_bn = pytest.importorskip("mmcv.cnn").fuse_conv_bn
     net = learned(nn.Sequential(layer_class(4, 6, 3, padding=1, **options), nn.BatchNorm2d(6))).eval()
     nn.init.uniform_(net[1].running_mean)
     nn.init.uniform_(net[1].weight, 0.5, 2)
@@ -492,7 +563,7 @@ def test_half_precision(layer_class, options, dtype):
         getattr(twin, name).forward = lambda input, branch=branch: branch(input.to(dtype)).float()
     y, expected = layer(x), twin(x.float())
     assert y.dtype == dtype
-    # Kernels, products of them and results are rounded once each.
+    # Cells, kernels, products of them and results are rounded once each.
     tolerance = 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
@@ -544,7 +615,21 @@ def test_compiles_without_a_break(layer_class, options):
 def test_can_be_traced(layer_class, options):  # which is how mmengine and fvcore count FLOPs
     layer = learned(layer_class(4, 6, 3, padding=1, **options))
     x = torch.randn(2, 4, 7, 8)
-    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
+    traced = torch.jit.trace(layer, x)
+    for shape in ((2, 4, 7, 8), (5, 4, 9, 6), (1, 4, 7, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(traced(x), layer(x), **CLOSE32)
+
+
+@layers
+@pytest.mark.parametrize("geometry", ["stride", "depthwise", "pointwise"])
+def test_is_exported_for_every_size(layer_class, options, geometry):
+    layer = learned(layer_class(**GEOMETRIES[geometry], **options)).eval()
+    dims = {axis: torch.export.Dim(name, min=least) for axis, name, least in ((0, "n", 1), (2, "h", 5), (3, "w", 5))}
+    exported = torch.export.export(layer, (torch.randn(3, layer.in_channels, 7, 8),), dynamic_shapes=(dims,)).module()
+    for shape in ((7, 9, 6), (1, 5, 5)):
+        x = torch.randn(shape[0], layer.in_channels, *shape[1:])
+        torch.testing.assert_close(exported(x), layer(x), **CLOSE32)
 
 
 @layers
@@ -556,8 +641,10 @@ def test_device_and_dtype_reach_every_parameter(layer_class, options):
 def test_repr_shows_the_options():
     text = repr(GlobalDeformKernel2d(4, 6, 3, padding=1, clip=False)).splitlines()[1].strip()
     assert text == "4, 6, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), scope_size=(4, 4), clip=False"
-    text = repr(DeformKernelConv2d(4, 6, 3, scope_size=(5, 4), offset_groups=2, modulated=True)).splitlines()[1]
-    assert text.endswith("scope_size=(5, 4), kernel_offset_groups=1, offset_groups=2, modulated=True")
+    text = repr(DeformKernelConv2d(4, 6, 3, scope_size=(5, 4), offset_groups=2)).splitlines()[1]
+    assert text.endswith("scope_size=(5, 4), kernel_offset_groups=1, offset_groups=2")
+    text = repr(LocalDeformKernel2d(4, 6, 3, parametrisation="paper")).splitlines()[1]
+    assert text.endswith("scope_size=(4, 4), parametrisation='paper', kernel_offset_groups=1")
     assert repr(CondConv2d(4, 6, 3)).splitlines()[1].endswith("num_experts=8")
 
 
@@ -589,6 +676,11 @@ def test_repr_shows_the_options():
             DeformKernelConv2d,
             dict(offset_groups=3),
             "offset_groups must be positive and divide in_channels, got offset_g",
+        ),
+        (
+            LocalDeformKernel2d,
+            dict(parametrisation="rigid"),
+            "parametrisation must be one of orthonormal, paper, got 'rigid'",
         ),
         (GlobalDeformKernel2d, dict(padding_mode="reflect"), "padding_mode must be 'zeros', got 'reflect'"),
         (CondConv2d, dict(num_experts=0), "num_experts must be at least 1, got 0"),

@@ -4,17 +4,21 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
+from fvcore.nn.weight_init import c2_msra_fill  # Detectron2's
 from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmengine.model import initialize
-from torch import nn
 
 from dk_detection.layers import (
     DeformConv2d,
-    DeformKernelConv2d,
     GlobalDeformKernel2d,
     LocalDeformKernel2d,
     ModulatedDeformConv2d,
+    ModulatedDeformKernelConv2d,
 )
 from dk_detection.ops import resample_kernel
 
@@ -122,27 +126,25 @@ def test_fused_batch_norm_keeps_the_output(path, layer_class):
     assert isinstance(net[1], nn.Identity)
 
 
-scoped = pytest.mark.parametrize("layer_class", [LocalDeformKernel2d, GlobalDeformKernel2d, DeformKernelConv2d])
+def draw_with_torch(layer):
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
-@scoped
-@pytest.mark.parametrize(("kernel", "scope"), [(3, 4), (3, 5), ((3, 1), (4, 2)), (1, 2)])
-def test_kernel_at_rest_is_initialised_like_a_rigid_one(layer_class, kernel, scope):
-    """As strong, and with independent taps, although the framework drew every cell of the scope."""
-    layer = layer_class(64, 96, kernel, scope_size=scope)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-    layer.init_weights()
-    taps = layer.kernel_size[0] * layer.kernel_size[1]
-    at_rest = resample_kernel(layer.weight.detach(), torch.zeros(1, 2 * taps), kernel_size=kernel)[0]
-    assert at_rest.std().item() == pytest.approx(math.sqrt(2 / (96 * taps)), rel=0.05)
+def draw_with_mmengine(layer):
+    initialize(nn.Sequential(layer), dict(type="Kaiming", layer="Conv2d", mode="fan_out", nonlinearity="relu"))
+
+
+@pytest.mark.parametrize("draw", [draw_with_torch, draw_with_mmengine, c2_msra_fill])
+@pytest.mark.parametrize("layer_class", [LocalDeformKernel2d, GlobalDeformKernel2d, ModulatedDeformKernelConv2d])
+@pytest.mark.parametrize(("kernel", "scope"), [(3, 4), (3, 5), ((3, 1), (4, 2)), (1, 2), (3, 9)], ids=str)
+def test_initialisers_draw_a_kernel_of_independent_taps(draw, layer_class, kernel, scope):
+    """As strong as the initialiser makes a weight whose fan is counted over the cells of the scope."""
+    layer = layer_class(64, 96, kernel, scope_size=scope, bias=False)
+    draw(layer)
+    rest = torch.zeros(1, 2 * layer.kernel_size[0] * layer.kernel_size[1])
+    at_rest = resample_kernel(layer.scope().detach(), rest, kernel_size=kernel)[0] / layer._gain
+    taps, cells = at_rest[0, 0].numel(), layer.weight[0, 0].numel()
+    assert at_rest.std().item() == pytest.approx(math.sqrt(2 / (96 * cells)), rel=0.05)
     correlation = at_rest.flatten(2).flatten(0, 1).T.corrcoef().reshape(taps, taps)
     assert (correlation - torch.eye(taps)).abs().max() < 0.1
-
-
-@scoped
-@pytest.mark.parametrize(("kernel", "scope"), [(3, 4), ((3, 1), (4, 2)), (1, 2), (3, 3)])
-def test_lifted_weight_survives_init_weights(layer_class, kernel, scope):
-    layer = layer_class.from_rigid(nn.Conv2d(8, 6, kernel), scope_size=scope)
-    lifted = layer.weight.detach().clone()
-    layer.init_weights()
-    assert torch.equal(layer.weight, lifted)
+    assert all(p.eq(0).all() for branch in layer.children() for p in branch.parameters())

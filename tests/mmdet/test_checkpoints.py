@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from torch import nn
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
+from mmengine.config import Config
 
 from dk_detection.errors import UserError
 from dk_detection.layers import ModulatedDeformConv2d

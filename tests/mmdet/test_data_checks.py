@@ -5,6 +5,9 @@ import json
 import shutil
 
 import pytest
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmengine.config import Config
 
 from dk_detection.datasets import deformed_shapes

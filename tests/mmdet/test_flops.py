@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from mmengine.analysis import FlopAnalyzer
 from torch.utils.flop_counter import FlopCounterMode
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
+from mmengine.analysis import FlopAnalyzer
 
 import dk_detection.mmdet  # noqa: F401  (registers the handles)
 from dk_detection.layers import DeformRoIPool, ModulatedDeformRoIPool

@@ -10,6 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmdet.registry import DATASETS, MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config

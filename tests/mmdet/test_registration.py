@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer, get_model_complexity_info
 from mmengine.config import Config
-from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
@@ -21,7 +23,6 @@ from mmengine.structures import InstanceData
 import dk_detection.mmdet
 from dk_detection.layers import DeformConv2d, LocalDeformKernel2d, ModulatedDeformConv2d
 from dk_detection.layers.table import TABLE
-from dk_detection.mmdet.networks import BackToRest
 
 ROWS = [row for row in TABLE if row.kind == "conv"]
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.token)
@@ -118,14 +119,15 @@ def test_import_may_be_repeated():
     assert "DkModulatedDeformConv2d" in MODELS
 
 
+@pytest.mark.parametrize("name", ["deform_groups", "deformable_groups"])
 @data_rows
-def test_deform_groups_is_understood(row):
-    net = backbone(**dcn(row, deform_groups=2, fallback_on_stride=False))
+def test_mmcvs_names_of_offset_groups_are_understood(row, name):
+    net = backbone(**dcn(row, **{name: 2}, fallback_on_stride=False))
     assert net.layer2[0].conv2.offset_groups == 2
-    with pytest.raises(TypeError, match=f"{row.name}: deform_groups is another name of offset_groups"):
-        backbone(**dcn(row, deform_groups=2, offset_groups=2))
-    with pytest.raises(TypeError, match="deformable_groups"):
-        backbone(**dcn(row, deformable_groups=2))
+    with pytest.raises(TypeError, match=f"{row.name}: {name} is another name of offset_groups"):
+        backbone(**dcn(row, **{name: 2}, offset_groups=2))
+    with pytest.raises(TypeError, match="deform_group'"):
+        backbone(**dcn(row, deform_group=2))
 
 
 @data_rows
@@ -214,7 +216,7 @@ def test_any_network(tmp_path, row, options, select, number):
         dict(
             type="DkDeformable",
             network=type(rigid).__name__,
-            exchange=dict(layer=row.token, select=select),
+            exchange=[dict(layer=row.token, select=select)],
             **options,
             init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "rigid.pth")),
         )
@@ -240,38 +242,38 @@ def test_offset_branches_are_at_rest_without_a_checkpoint():
     assert all(p.eq(0).all() for layer in layers for p in layer.conv_offset.parameters())
 
 
-def mobilenet(exchange="dk", **options):
-    exchange = dict(layer=exchange, select="layer[67].*.depthwise_conv.conv")
-    return MODELS.build(dict(type="DkDeformable", network="MobileNetV2", exchange=exchange, **options))
-
-
-def test_deformable_kernels_are_rigid_ones_inside_containers_too():
-    """MMEngine itself does not ask them: they are in containers of torch."""
-    net = mobilenet()
-    before = [m.weight.clone() for m in net.modules() if isinstance(m, LocalDeformKernel2d)]
-    net.init_weights()
+def test_deformable_kernels_inside_containers_are_drawn_as_rigid_ones():
+    exchange = [dict(layer="dk", select="layer[67].*.depthwise_conv.conv")]
+    net = MODELS.build(dict(type="DkDeformable", network="MobileNetV2", exchange=exchange))
     layers = [m for m in net.modules() if isinstance(m, LocalDeformKernel2d)]
-    assert len(layers) == len(before) == 4
+    before = [layer.weight.clone() for layer in layers]
+    net.init_weights()
+    assert len(layers) == 4
     for layer, old in zip(layers, before, strict=True):
-        weight = layer.weight.clone()
-        assert not torch.equal(weight, old)  # MMEngine has drawn it
-        layer.init_weights()  # changes what is not lifted
-        assert torch.equal(layer.weight, weight)
+        assert not torch.equal(layer.weight, old)  # MMEngine has drawn it
+        assert all(p.eq(0).all() for p in layer.kernel_offset.parameters())
 
 
-def test_checkpoint_of_a_part_stays(tmp_path):
-    learned = mobilenet()
-    for module in learned.modules():
-        if isinstance(module, LocalDeformKernel2d):
-            torch.nn.init.normal_(module.weight)
-            torch.nn.init.normal_(module.kernel_offset.weight)
+@pytest.mark.parametrize("kind", ["backbone", "detector"])
+def test_what_was_loaded_or_learned_stays(tmp_path, kind):
+    """`init_weights` of a network whose deformable layers have learned something, from a checkpoint."""
+    exchange = [dict(layer="dk", select="layer[34].*.conv2"), dict(layer="mdconv", select="layer2.*.conv2")]
+    settings = dict(type="DkDeformable", network="ResNet", depth=18, base_channels=8, stem_channels=8)
+    learned = MODELS.build(dict(settings, exchange=exchange))
+    for parameter in learned.parameters():
+        torch.nn.init.normal_(parameter)
     torch.save(dict(state_dict=learned.state_dict()), tmp_path / "learned.pth")
-    whole = BaseModule()
-    whole.part = mobilenet(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "learned.pth")))
-    whole.back_to_rest = BackToRest(whole)
-    whole.init_weights()
-    loaded = whole.part.state_dict()
-    assert all(torch.equal(loaded[name], value) for name, value in learned.state_dict().items())
+    pretrained = dict(type="Pretrained", checkpoint=str(tmp_path / "learned.pth"))
+    backbone = dict(settings, exchange=exchange, init_cfg=pretrained)
+    if kind == "detector":
+        head = dict(type="RetinaHead", num_classes=2, in_channels=64, feat_channels=8, stacked_convs=1)
+        net = MODELS.build(dict(type="SingleStageDetector", backbone=backbone, bbox_head=head))
+        net.init_weights()
+        net = net.backbone
+    else:
+        net = MODELS.build(backbone)
+        net.init_weights()
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in learned.state_dict().items())
 
 
 def test_two_exchanges_and_options():
@@ -294,24 +296,32 @@ def test_two_exchanges_and_options():
     assert net.layer4[0].conv2.offset_groups == 4
 
 
-def test_frozen_stages_freeze_their_offset_branches():
-    net = MODELS.build(
-        dict(
-            type="DkDeformable",
-            network="ResNet",
-            depth=18,
-            frozen_stages=2,
-            exchange=dict(layer="dconv", select="*.conv2"),
-        )
-    )
-    learning = {name.split(".")[0] for name, p in net.named_parameters() if "conv_offset" in name and p.requires_grad}
-    assert learning == {"layer3", "layer4"}
+@pytest.mark.parametrize("how", ["exchange", "dcn"])
+def test_frozen_stages_freeze_their_branches(how):
+    settings = dict(type="ResNet", depth=50, base_channels=8, stem_channels=8, frozen_stages=2)
+    if how == "exchange":
+        exchange = [dict(layer="dk", select="layer*.conv2")]
+        settings.update(type="DkDeformable", network="ResNet", exchange=exchange)
+    else:
+        settings.update(dcn=dict(type="DkLocalDeformKernel2d"), stage_with_dcn=(True,) * 4)
+    net = MODELS.build(settings)
+    net.train()
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, LocalDeformKernel2d)}
+    for name, layer in layers.items():
+        assert {p.requires_grad for p in layer.parameters()} == {name.startswith(("layer3", "layer4"))}, name
+    assert len(layers) == 16
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         (dict(exchange=dict(layer="dcn", select="*")), ValueError, "no layer has the token 'dcn'"),
+        (dict(exchange=dict(layer="dk")), ValueError, r"exchange needs select=\.\.\. in \{'layer': 'dk'\}"),
+        (
+            dict(exchange="mdconv"),
+            TypeError,
+            r"exchange must be dict\(layer=\.\.\., select=\.\.\.\) or several of them",
+        ),
         (dict(exchange=dict(layer="mdconv", select="layer9.*")), ValueError, "matches no rigid nn.Conv2d"),
         (dict(exchange=dict(layer="mdconv", select="*", deform=1)), TypeError, "deform"),
     ],

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
@@ -14,7 +18,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from torch import nn
 
 from dk_detection.layers import DeformRoIPool, ModulatedDeformRoIPool
 from dk_detection.layers.table import TABLE

@@ -1,19 +1,18 @@
 """The command line: what it prints, and what it says about wrong arguments."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
+import complexity as tool
+import paper_tables
 import pytest
 
-from dk_detection.complexity import backbones
+from dk_detection.complexity.backbones import count_backbone
+from dk_detection.complexity.counting import format_parts
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "configs" / "mmdet" / "deformed_shapes" / "mask-rcnn_r18_fpn_1k_deformed-shapes.py"
-spec = importlib.util.spec_from_file_location("tools_complexity", ROOT / "tools" / "complexity.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 def run(capsys, *argv):
@@ -64,16 +63,20 @@ def test_backbone(capsys):
     code, rigid, err = run(capsys, "--backbone", "mobilenet-v2")
     assert (code, err) == (0, "")
     assert cells(rigid.splitlines()[-1]) == ["total", "3.50", "0.30"]
-    # The same by place and by name; the stem's convolution is not deformable, the depthwise one of the first block is.
     options = ("--backbone", "mobilenet-v2", "--shape", 64, 96)
-    by_place = run(capsys, *options, "--conv3x3", "dk:scope_size=5,stages=c5")
-    by_name = run(capsys, *options, "--exchange", "dk:scope_size=5", "features.1[4-7].conv.1.0")
-    assert by_place == by_name and by_place[0] == 0
-    assert by_place != run(capsys, *options)
+    exchange = ("--exchange", "dk:scope_size=5", "features.1[4-7].conv.1.0", "--exchange", "gdk", "features.18.0")
+    code, out, err = run(capsys, *options, *exchange)
+    assert (code, err) == (0, "")
+    assert out != run(capsys, *options)[1]
+    layers = [
+        dict(layer="dk", select="features.1[4-7].conv.1.0", scope_size=5),
+        dict(layer="gdk", select="features.18.0"),
+    ]
+    assert out.strip() == format_parts(count_backbone("mobilenet-v2", (64, 96), layers))
 
 
 def test_table_shows_progress(capsys, monkeypatch):
-    monkeypatch.setattr(backbones, "ROWS", backbones.ROWS[:2])
+    monkeypatch.setattr(paper_tables, "CLASSIFIERS", paper_tables.CLASSIFIERS[:2])
     code, out, err = run(capsys, "--table", "dk")
     assert code == 0
     assert [cells(line)[0] for line in out.splitlines()[2:4]] == ["resnet50", "resnet50-dw"]
@@ -87,7 +90,6 @@ def test_table_shows_progress(capsys, monkeypatch):
         (("--config", SMALL, "--backbone", "resnet18"), "argument --backbone: not allowed with argument --config"),
         (("--table", "dkn"), "argument --table: invalid choice: 'dkn'"),
         (("--table", "dk", "--shape", 224, 224), "--shape does not go with --table dk"),
-        (("--config", SMALL, "--conv3x3", "dk"), "--conv3x3 does not go with --config"),
         (("--config", SMALL, "--exchange", "dk", "*"), "--exchange does not go with --config"),
         (("--backbone", "resnet18", "--rois", 5), "--rois does not go with --backbone"),
         (("--backbone", "resnet18", "--shape", 224), "argument --shape: expected 2 arguments"),
@@ -97,8 +99,8 @@ def test_table_shows_progress(capsys, monkeypatch):
             "argument --exchange: 'dk:5': write LAYER or LAYER:OPTION",
         ),
         (
-            ("--backbone", "resnet50-dw", "--conv1x1", "dk:a="),
-            "argument --conv1x1: 'dk:a=': write LAYER or LAYER:OPTION",
+            ("--backbone", "resnet50-dw", "--exchange", "dk:a=", "*"),
+            "argument --exchange: 'dk:a=': write LAYER or LAYER:OPTION",
         ),
     ],
 )
@@ -115,7 +117,7 @@ def test_wrong_arguments(capsys, argv, message):
         (("--config", "nowhere.py"), "nowhere.py: there is no such config file"),
         (("--backbone", "resnet50dw"), "there is no backbone 'resnet50dw'"),
         (
-            ("--backbone", "resnet50-dw", "--conv3x3", "dcn"),
+            ("--backbone", "resnet50-dw", "--exchange", "dcn", "*"),
             "resnet50-dw cannot be counted: no layer has the token 'dcn'",
         ),
         (
@@ -135,5 +137,5 @@ def test_interrupted(capsys, monkeypatch):
     def interrupt(**kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(backbones, "dk_table", interrupt)
+    monkeypatch.setattr(paper_tables, "dk_table", interrupt)
     assert run(capsys, "--table", "dk") == (130, "", "complexity.py: interrupted\n")

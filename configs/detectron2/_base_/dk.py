@@ -9,6 +9,15 @@ from dk_detection.detectron2 import DkDeformable, DkMobileNetV2, DkResNetDW
 from .faster_rcnn_fpn import model as faster_rcnn
 from .parts import set_pixels
 
+# The convolutions of MobileNet-V2's blocks, of which the first has no expansion.
+_FEATURES = 'backbone.bottom_up.features.'
+DEPTHWISE_C2 = [_FEATURES + name for name in ('1.conv.0.0', '[23].conv.1.0')]
+DEPTHWISE_C3_C5 = [_FEATURES + name for name in ('[4-9].conv.1.0', '1?.conv.1.0')]
+DEPTHWISE = DEPTHWISE_C2 + DEPTHWISE_C3_C5
+POINTWISE = [
+    _FEATURES + name for name in ('1.conv.1', '[2-9].conv.0.0', '1?.conv.0.0', '*.conv.2', '18.0')]
+BLOCKS = DEPTHWISE + POINTWISE
+
 
 def make(backbone, dataloader, optimizer, factor):
     """Faster R-CNN with FPN on one of our backbones.

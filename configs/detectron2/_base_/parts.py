@@ -17,7 +17,7 @@ def detector(model):
 def deform_convs(model, token, stages):
     """Exchanges the 3x3 convolutions of stages, '345' for conv3 to conv5."""
     return L(DkDeformable)(
-        network=model, exchange=dict(layer=token, select=f'backbone.bottom_up.res[{stages}].*.conv2'))
+        network=model, exchange=[dict(layer=token, select=f'backbone.bottom_up.res[{stages}].*.conv2')])
 
 
 def deform_pooling(model, optimizer, token):

@@ -4,4 +4,4 @@ dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
     'mask-rcnn_r18-mdconv-c3-c5_fpn_1k_deformed-shapes.py',
     ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train'))
 
-model.exchange.layer = 'dk'
+model.exchange[0].layer = 'dk'

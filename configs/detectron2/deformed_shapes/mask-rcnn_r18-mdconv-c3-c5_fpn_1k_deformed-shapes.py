@@ -7,4 +7,4 @@ dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
     'mask-rcnn_r18_fpn_1k_deformed-shapes.py', ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train'))
 
 model = L(DkDeformable)(
-    network=model, exchange=dict(layer='mdconv', select='backbone.bottom_up.res[345].*.conv[12]'))
+    network=model, exchange=[dict(layer='mdconv', select='backbone.bottom_up.res[345].*.conv[12]')])

@@ -4,4 +4,4 @@ from .._base_.parts import KEYS
 
 dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
     'faster-rcnn_r50-dw_fpn_1x_coco.py', KEYS)
-model.network.backbone.bottom_up.update(conv3x3='dk')
+model.exchange = [dict(layer='dk', select='backbone.bottom_up.layer*.conv2')]

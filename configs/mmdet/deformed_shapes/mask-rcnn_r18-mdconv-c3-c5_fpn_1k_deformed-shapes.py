@@ -2,4 +2,4 @@ _base_ = 'mask-rcnn_r18_fpn_1k_deformed-shapes.py'
 
 model = dict(
     backbone=dict(
-        type='DkDeformable', network='ResNet', exchange=dict(layer='mdconv', select='layer[234].*.conv[12]')))
+        type='DkDeformable', network='ResNet', exchange=[dict(layer='mdconv', select='layer[234].*.conv[12]')]))

@@ -1,3 +1,7 @@
 _base_ = 'faster-rcnn_mobilenet-v2_fpn_1x_coco.py'
 
-model = dict(backbone=dict(conv3x3=dict(layer='dconv', stages='c3-c5')))
+model = dict(
+    backbone=dict(
+        type='DkDeformable',
+        network='DkMobileNetV2',
+        exchange=[dict(layer='dconv', select={{_base_.depthwise_c3_c5}})]))

@@ -1,3 +1,7 @@
 _base_ = 'faster-rcnn_r50-dw_fpn_1x_coco.py'
 
-model = dict(backbone=dict(conv3x3=dict(layer='dconv', stages='c3-c5')))
+model = dict(
+    backbone=dict(
+        type='DkDeformable',
+        network='DkResNetDW',
+        exchange=[dict(layer='dconv', select='layer[234].*.conv2')]))

@@ -1,3 +1,7 @@
 _base_ = 'faster-rcnn_r50-dw_fpn_1x_coco.py'
 
-model = dict(backbone=dict(conv3x3='dk'))
+model = dict(
+    backbone=dict(
+        type='DkDeformable',
+        network='DkResNetDW',
+        exchange=[dict(layer='dk', select='layer*.conv2')]))

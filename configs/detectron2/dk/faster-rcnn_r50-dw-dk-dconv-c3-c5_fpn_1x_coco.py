@@ -1,7 +1,0 @@
-from detectron2.config import LazyConfig
-
-from .._base_.parts import KEYS
-
-dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
-    'faster-rcnn_r50-dw_fpn_1x_coco.py', KEYS)
-model.network.backbone.bottom_up.update(conv3x3=[dict(layer='dk', stages='c2'), dict(layer='dkdconv', stages='c3-c5')])

@@ -1,0 +1,7 @@
+from detectron2.config import LazyConfig
+
+from .._base_.parts import KEYS
+
+dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+    'faster-rcnn_r50-dw_fpn_1x_coco.py', KEYS)
+model.exchange = [dict(layer='scc', select='backbone.bottom_up.layer*.conv?', num_experts=2)]

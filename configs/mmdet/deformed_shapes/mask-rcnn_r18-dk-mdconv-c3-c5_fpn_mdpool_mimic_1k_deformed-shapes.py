@@ -1,3 +1,0 @@
-_base_ = 'mask-rcnn_r18-mdconv-c3-c5_fpn_mdpool_mimic_1k_deformed-shapes.py'
-
-model = dict(backbone=dict(exchange=dict(layer='dkdconv', modulated=True)))

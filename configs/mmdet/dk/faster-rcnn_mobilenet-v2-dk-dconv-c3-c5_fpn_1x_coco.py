@@ -1,3 +1,0 @@
-_base_ = 'faster-rcnn_mobilenet-v2_fpn_1x_coco.py'
-
-model = dict(backbone=dict(conv3x3=[dict(layer='dk', stages='c2'), dict(layer='dkdconv', stages='c3-c5')]))

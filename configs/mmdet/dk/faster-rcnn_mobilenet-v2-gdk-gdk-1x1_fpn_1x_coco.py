@@ -1,0 +1,8 @@
+_base_ = 'faster-rcnn_mobilenet-v2_fpn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        type='DkDeformable',
+        network='DkMobileNetV2',
+        exchange=[dict(layer='gdk', select={{_base_.depthwise}}),
+                  dict(layer='gdk', select={{_base_.pointwise}})]))

@@ -1,3 +1,0 @@
-_base_ = 'faster-rcnn_r50-dw_fpn_1x_coco.py'
-
-model = dict(backbone=dict(conv3x3='dk', conv1x1='gdk'))

@@ -1,0 +1,7 @@
+_base_ = 'faster-rcnn_r50-dw_fpn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        type='DkDeformable',
+        network='DkResNetDW',
+        exchange=[dict(layer='scc', select='layer*.conv?', num_experts=2)]))

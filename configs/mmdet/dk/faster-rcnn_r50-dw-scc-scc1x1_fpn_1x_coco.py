@@ -1,3 +1,0 @@
-_base_ = 'faster-rcnn_r50-dw_fpn_1x_coco.py'
-
-model = dict(backbone=dict(conv3x3=dict(layer='scc', num_experts=2), conv1x1=dict(layer='scc', num_experts=2)))
