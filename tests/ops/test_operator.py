@@ -1,6 +1,8 @@
 """What holds for all operators: their registration, shown on a toy; networks; a compiled library that does not fit."""
 
+import inspect
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -104,6 +106,12 @@ def test_an_operator_states_three_things_and_has_the_rest(toys):
     assert counter.get_total_flops() == 2 * 120
     with pytest.raises(ValueError, match=r"exponent has shape \[2\]"):
         toy(torch.rand(1, 3, 2, 2), torch.rand(2), None, 1.5)
+
+
+def test_the_example_of_the_documentation_is_what_the_code_has():
+    page = (ROOT / "docs" / "adding_an_operator.md").read_text(encoding="utf-8")
+    (example,) = re.findall("```text\n(_operator = .*?)```", page, re.DOTALL)
+    assert example in Path(inspect.getfile(inspect.unwrap(ops.deform_conv2d))).read_text(encoding="utf-8")
 
 
 def test_what_an_operator_cannot_derive_is_refused_and_nothing_else(toys):
@@ -247,7 +255,7 @@ def network():
         DeformConv2d(4, 6, 3, padding=1),
         torch.nn.ReLU(),
         ModulatedDeformConv2d(6, 4, (3, 2), stride=2, offset_groups=2),
-        LocalDeformKernel2d(4, 4, 3, padding=1, groups=2),
+        LocalDeformKernel2d(4, 4, 3, padding=1, groups=2, parametrisation="paper"),
     ).double()
     for parameter in layers.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
