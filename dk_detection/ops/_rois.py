@@ -1,11 +1,12 @@
 """What the RoI pooling operators share: their RoIs, their checks, the derivative along their offsets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from dk_detection.ops._common import check_tensor
+from dk_detection.ops._operator import Operator
 
 
 def as_rois(operator: str, rois: torch.Tensor | Sequence[torch.Tensor], input: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,19 @@ def check_parts(operator, input, offset, mask, rois, classes, part_size):
             raise ValueError(f"{operator}: mask has shape {list(mask.shape)}, expected {list(mask_shape)}{or_flat}")
 
 
-def slope_by_offset(operator, values, direction):
+def pooling(name: str, output_shape: Callable, multiply_adds: Callable) -> Operator:
+    """The operator `name(input, rois, offset, mask, ...)`; the arguments are `Operator`'s."""
+    return Operator(
+        name,
+        output_shape,
+        multiply_adds,
+        differentiable=("input", "offset", "mask"),
+        slopes={"offset": _slope_by_offset},
+        once=True,
+    )
+
+
+def _slope_by_offset(operator, values, direction):
     """The derivative of RoI pooling along a direction of its `offset`, `[n, 2 * classes, partH, partW]`.
 
     The backward gives slopes summed over what shares an offset. Here nothing shares one: each channel of the output is

@@ -6,7 +6,6 @@ import torch
 
 from dk_detection.ops import _rois, flops
 from dk_detection.ops._common import autocast, check_tensor, overridable, pair
-from dk_detection.ops._operator import Operator
 
 _NAME = "deform_roi_pool"
 
@@ -92,11 +91,4 @@ def _multiply_adds(shapes, out_shape):
     return rois * channels * out_h * out_w * (ratio**2 * flops.SAMPLED_VALUE + modulation)
 
 
-_operator = Operator(
-    _NAME,
-    _output_shape,
-    _multiply_adds,
-    differentiable=("input", "offset", "mask"),
-    slopes={"offset": _rois.slope_by_offset},
-    once=True,
-)
+_operator = _rois.pooling(_NAME, _output_shape, _multiply_adds)

@@ -390,3 +390,59 @@ class OperatorSuite:
         expected, expected_gradients = self.gradients(self.function, self.tensors(case, dtype=torch.float32), case)
         torch.testing.assert_close(output, expected)
         torch.testing.assert_close(gradients, expected_gradients)
+
+
+class ConvolutionSuite(OperatorSuite):
+    """Of operators that convolve `input` with `weight`."""
+
+    data = ("input", "weight", "bias")
+
+    def test_an_image_without_a_batch(self, case, device):
+        tensors = self.tensors(case, device, requires_grad=False)
+        batched, single = (
+            {name: t if name in ("weight", "bias") else t[index] for name, t in tensors.items()}
+            for index in (slice(1), 0)
+        )
+        for name in tensors:  # those of the batch are gradients of its only image
+            for arguments in (batched, single):
+                arguments[name].requires_grad_()
+        (output, gradients), (expected, wanted) = (self.gradients(self.function, t, case) for t in (single, batched))
+        assert torch.equal(output, expected[0])
+        for name, gradient, other in zip(tensors, gradients, wanted, strict=True):
+            assert torch.equal(gradient, other.view_as(gradient)), name
+
+
+class RoIPoolSuite(OperatorSuite):
+    """Of operators that pool `rois`, one of a case's options, from `input`."""
+
+    data = ("input",)
+    once = True
+
+    def run(self, function, tensors, case):
+        return function(**tensors, **case.options | {"rois": case.options["rois"].to(tensors["input"].device)})
+
+    def backward_arguments(self, grad, args):
+        input, rois, offset, mask, *geometry = args
+        wanted = [True, offset is not None, mask is not None]
+        return grad, input, rois, offset, mask, *geometry, wanted
+
+    def test_rois_are_no_variables(self, case):
+        # No gradient flows to them, so nothing follows them in forward mode either.
+        tensors = self.tensors(case, requires_grad=False)
+        rois = case.options["rois"]
+        _, tangent = torch.func.jvp(
+            lambda rois: self.function(**tensors, **case.options | {"rois": rois}), (rois,), (torch.ones_like(rois),)
+        )
+        assert tangent.count_nonzero() == 0
+
+    def test_fx_sees_rois_in_a_list(self):
+        case = self.cases[0]
+        tensors = self.tensors(case, requires_grad=False)
+
+        def call(first, second):
+            return self.function(**tensors, **case.options | {"rois": [first, second]})
+
+        traced = torch.fx.symbolic_trace(call)
+        assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [self.function]
+        boxes = case.options["rois"][:2, 1:], case.options["rois"][2:, 1:]
+        assert torch.equal(traced(*boxes), call(*boxes))

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_conv2d
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, away_from_kinks, host_run
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, host_run
 
 
 def make_case(
@@ -41,11 +41,10 @@ CASES = (
 )
 
 
-class TestDeformConv2d(OperatorSuite):
+class TestDeformConv2d(ConvolutionSuite):
     name = "deform_conv2d"
     function = staticmethod(deform_conv2d)
     reference = staticmethod(reference.deform_conv2d)
-    data = ("input", "weight", "bias")
     cases = CASES
 
     def backward_arguments(self, grad, args):
@@ -227,26 +226,6 @@ def test_half_types_keep_their_place_on_wide_maps(device):
         offset = torch.zeros(1, 2, 1, 4096, device=device, dtype=dtype)
         output = deform_conv2d(input, offset, torch.ones(1, 1, 1, 1, device=device, dtype=dtype))
         assert torch.equal(output, input)
-
-
-def test_an_image_without_a_batch(device):
-    case = make_case("v2", batch=1, groups=2, offset_groups=3, stride=(2, 1))
-    single = {name: t if name in ("weight", "bias") else t[0] for name, t in case.tensors.items()}
-    for leave_out in ((), ("mask",), ("mask", "bias")):
-        batched, alone = (
-            {name: t.to(device).requires_grad_() for name, t in tensors.items() if name not in leave_out}
-            for tensors in (case.tensors, single)
-        )
-        expected = deform_conv2d(**batched, **case.options)
-        output = deform_conv2d(**alone, **case.options)
-        assert torch.equal(output, expected[0])
-        for name, got, wanted in zip(
-            alone,
-            torch.autograd.grad(output.square().sum(), alone.values()),
-            torch.autograd.grad(expected.square().sum(), batched.values()),
-            strict=True,
-        ):
-            assert torch.equal(got, wanted.view_as(got)), name
 
 
 def _good():

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_conv2d, deform_kernel_conv2d, resample_kernel
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, away_from_kinks, host_run
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, host_run
 
 
 def kernel_offsets(batch, groups, kernel, scope, out_size=()):
@@ -91,11 +91,10 @@ MORE_CASES = (
 )  # fmt: skip
 
 
-class TestDeformKernelConv2d(OperatorSuite):
+class TestDeformKernelConv2d(ConvolutionSuite):
     name = "deform_kernel_conv2d"
     function = staticmethod(deform_kernel_conv2d)
     reference = staticmethod(reference.deform_kernel_conv2d)
-    data = ("input", "weight", "bias")
     cases = CASES
 
     def backward_arguments(self, grad, args):
@@ -318,26 +317,6 @@ def test_mixed_dtypes(device):
         assert output.dtype == data
         for tensor, gradient in zip(tensors.values(), torch.autograd.grad(output.sum(), tensors.values()), strict=True):
             assert gradient.dtype == tensor.dtype
-
-
-def test_an_image_without_a_batch(device):
-    case = make_case("v2", batch=1, groups=2, kernel_offset_groups=3, offset_groups=2, mask_groups=2)
-    single = {name: t if name in ("weight", "bias") else t[0] for name, t in case.tensors.items()}
-    for leave_out in ((), ("mask",), ("offset",), ("offset", "mask", "bias")):
-        batched, alone = (
-            {name: t.to(device).requires_grad_() for name, t in tensors.items() if name not in leave_out}
-            for tensors in (case.tensors, single)
-        )
-        expected = deform_kernel_conv2d(**batched, **case.options)
-        output = deform_kernel_conv2d(**alone, **case.options)
-        assert torch.equal(output, expected[0])
-        for name, got, wanted in zip(
-            alone,
-            torch.autograd.grad(output.square().sum(), alone.values()),
-            torch.autograd.grad(expected.square().sum(), batched.values()),
-            strict=True,
-        ):
-            assert torch.equal(got, wanted.view_as(got)), name
 
 
 def _good():

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_psroi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, host_run
+from tests.ops.suite import BACKENDS, Case, RoIPoolSuite, host_run
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -93,21 +93,11 @@ CASES = (
 )
 
 
-class TestDeformPSRoIPool(OperatorSuite):
+class TestDeformPSRoIPool(RoIPoolSuite):
     name = "deform_psroi_pool"
     function = staticmethod(deform_psroi_pool)
     reference = staticmethod(reference.deform_psroi_pool)
-    data = ("input",)
     cases = CASES
-    once = True
-
-    def run(self, function, tensors, case):
-        return call(function, tensors, case.options)
-
-    def backward_arguments(self, grad, args):
-        input, rois, offset, mask, *geometry = args
-        wanted = [True, offset is not None, mask is not None]
-        return grad, input, rois, offset, mask, *geometry, wanted
 
 
 @pytest.fixture(params=BACKENDS)
@@ -291,20 +281,6 @@ def test_rois_as_a_list(device):
     rois = torch.cat([torch.tensor([[0.0], [0], [2]], device=device), torch.cat(boxes)], 1)
     options = {"output_channels": 1, "group_size": 2}
     assert torch.equal(deform_psroi_pool(input, boxes, 2, **options), deform_psroi_pool(input, rois, 2, **options))
-
-
-def test_rois_are_no_variables():
-    # No gradient flows to them, so nothing follows them in forward mode either; in a list torch.fx sees them, too.
-    def call(input, first, second):
-        return deform_psroi_pool(input, [first, second], 2, output_channels=1, group_size=2)
-
-    tensors = torch.rand(2, 4, 9, 7), torch.tensor([[1.0, 2, 5, 6]]), torch.tensor([[0.5, 1, 3, 4]])
-    directions = torch.zeros_like(tensors[0]), *tensors[1:]
-    output, tangent = torch.func.jvp(call, tensors, directions)
-    assert tangent.shape == output.shape and tangent.count_nonzero() == 0
-    traced = torch.fx.symbolic_trace(call)
-    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [deform_psroi_pool]
-    assert torch.equal(traced(*tensors), output)
 
 
 def test_mixed_dtypes(device):

@@ -8,7 +8,7 @@ from torchvision.ops import roi_align
 from dk_detection import reference
 from dk_detection.ops import deform_roi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, host_run
+from tests.ops.suite import BACKENDS, Case, RoIPoolSuite, host_run
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -86,21 +86,11 @@ CASES = (
 )
 
 
-class TestDeformRoIPool(OperatorSuite):
+class TestDeformRoIPool(RoIPoolSuite):
     name = "deform_roi_pool"
     function = staticmethod(deform_roi_pool)
     reference = staticmethod(reference.deform_roi_pool)
-    data = ("input",)
     cases = CASES
-    once = True
-
-    def run(self, function, tensors, case):
-        return call(function, tensors, case.options)
-
-    def backward_arguments(self, grad, args):
-        input, rois, offset, mask, *geometry = args
-        wanted = [True, offset is not None, mask is not None]
-        return grad, input, rois, offset, mask, *geometry, wanted
 
 
 @pytest.fixture(params=BACKENDS)
@@ -315,20 +305,6 @@ def test_rois_as_a_list(device):
     boxes = [torch.rand(k, 4, device=device) * 3 + torch.tensor([0, 0, 4, 4], device=device) for k in (2, 0, 1)]
     rois = torch.cat([torch.tensor([[0.0], [0], [2]], device=device), torch.cat(boxes)], 1)
     assert torch.equal(deform_roi_pool(input, boxes, 2), deform_roi_pool(input, rois, 2))
-
-
-def test_rois_are_no_variables():
-    # No gradient flows to them, so nothing follows them in forward mode either; in a list torch.fx sees them, too.
-    def call(input, first, second):
-        return deform_roi_pool(input, [first, second], 2)
-
-    tensors = torch.rand(2, 3, 9, 7), torch.tensor([[1.0, 2, 5, 6]]), torch.tensor([[0.5, 1, 3, 4]])
-    directions = torch.zeros_like(tensors[0]), *tensors[1:]
-    output, tangent = torch.func.jvp(call, tensors, directions)
-    assert tangent.shape == output.shape and tangent.count_nonzero() == 0
-    traced = torch.fx.symbolic_trace(call)
-    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [deform_roi_pool]
-    assert torch.equal(traced(*tensors), output)
 
 
 def test_mixed_dtypes(device):
