@@ -244,7 +244,7 @@ def _neighbours(offset, direction, rest, clip=None):
             follows = position > -1  # false for NaN; beyond the other end both neighbours are zeros
         else:
             last = clip[axis] - 1
-            follows = (position >= 0) & (position <= last) & (last > 0)
+            follows = (position >= 0) & (position <= last)
             low = low.clamp(max=last - 1)  # at the last cell the slope is the one from inside
         factor = torch.where(follows, direction.select(4, axis), 0)
         for sign, cell in ((1, low + 1), (-1, low)):

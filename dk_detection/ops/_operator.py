@@ -134,7 +134,7 @@ class Operator:
         tangents = dict.fromkeys(self.differentiable)
         if "grad_output" in directions:
             gradients = self.backward(**values | {"grad_output": directions["grad_output"]})
-            tangents.update((n, g) for n, g in zip(self.differentiable, gradients, strict=True) if n in wanted)
+            tangents.update(zip(self.differentiable, gradients, strict=True))
         directions = {name: directions[name] for name in self.differentiable if name in directions}
         if directions:
             for name, tangent in self._second_order(values, wanted, directions)[1].items():

@@ -302,7 +302,8 @@ class OperatorSuite:
 
         def double_backward(function):
             leaves = [t.clone().requires_grad_() for t in tensors]
-            output = function(*leaves)
+            first, *others = leaves  # all others depend on it, as they do in a layer
+            output = function(first, *(other * (1 + first.mean()) for other in others))
             cotangent = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output).requires_grad_()
             gradients = torch.autograd.grad(output, leaves, cotangent, create_graph=True)
             change = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
