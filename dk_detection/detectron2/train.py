@@ -4,9 +4,9 @@ What is added to the framework: learning-rate factors in YAML, torchrun, test-ti
 folder named after the config, and errors that say what to do.
 """
 
+import argparse
 import os
 import urllib.error
-from argparse import Namespace
 from collections import defaultdict
 from functools import reduce
 
@@ -36,65 +36,48 @@ from dk_detection.config_files import is_lazy_config
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
 from dk_detection.detectron2.solver import LearningRateFactors
-from dk_detection.errors import UserError
+from dk_detection.errors import UserError, catch_sigterm
 
 _LAZY_KEYS = ("model", "dataloader", "train", "optimizer", "lr_multiplier")
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
+_INTERRUPTED = "interrupted; the same command with --resume continues"
 
 
-def run(
-    config: str,
-    *,
-    resume: bool = False,
-    eval_only: bool = False,
-    num_gpus: int = 1,
-    num_machines: int = 1,
-    machine_rank: int = 0,
-    dist_url: str = "auto",
-    opts: list[str] | None = None,
-) -> None:
+def run(args: argparse.Namespace) -> None:
     """Trains, and evaluates as often as the config says; or evaluates only.
 
     Under torchrun this process is one of many already; otherwise those asked for are started.
 
     Args:
-        config: The config file.
-        resume: Continue from the last checkpoint of the output folder, if there is one; or evaluate it.
-        eval_only: Evaluate and do not train.
-        num_gpus: Processes on this machine, each with a GPU if there are any.
-        num_machines: Number of machines.
-        machine_rank: Number of this machine.
-        dist_url: Where the processes meet.
-        opts: Settings that override the config's: KEY VALUE ... for YAML, key=value ... for a LazyConfig.
+        args: The options of tools/train_net.py.
 
     Raises:
         UserError: Something that the user can put right.
         KeyboardInterrupt: With a message that tells how to continue.
     """
     os.environ.pop("DETECTRON2_ENV_MODULE", None)  # for Detectron2's own scripts; ours needs none
-    args = Namespace(config_file=config, resume=resume, eval_only=eval_only, opts=opts or [])
-    job = _load(args)
     under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
-    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else num_gpus * num_machines
-    if processes > 1 and job.device == "cpu" and isinstance(job, _YamlJob) and not eval_only:
+    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else args.num_gpus * args.num_machines
+    if torch.cuda.is_available():
+        if not under_torchrun and args.num_gpus > torch.cuda.device_count():
+            raise UserError(f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}")
+    elif processes > 1 and not args.eval_only and not is_lazy_config(args.config_file):
         raise UserError(
-            f"{config}: Detectron2 trains a YAML config in several processes on GPUs only, and there is none; a "
-            "LazyConfig trains on the CPU, too"
+            f"{args.config_file}: Detectron2 trains a YAML config in several processes on GPUs only, and there is "
+            "none; a LazyConfig trains on the CPU, too"
         )
-    if job.amp and job.device == "cpu" and not eval_only:
-        raise UserError(f"{config}: Detectron2 trains with mixed precision on a GPU only, and there is none")
     if under_torchrun:
         _join_torchrun()
         return _main(args)
-    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}")
     try:
-        launch(_main, num_gpus, num_machines, machine_rank, dist_url, (args,))
+        launch(_main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
     except ProcessRaisedException as error:  # of several processes; it holds the text of the first one's traceback
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
         if not kind.endswith(UserError.__name__):
             raise
         raise UserError(message) from None
+    except KeyboardInterrupt as error:
+        raise type(error)(str(error) or _INTERRUPTED) from None
 
 
 def _join_torchrun() -> None:
@@ -105,7 +88,8 @@ def _join_torchrun() -> None:
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
-def _main(args: Namespace) -> None:
+def _main(args: argparse.Namespace) -> None:
+    catch_sigterm()  # in a process that `launch` started nobody else has
     job = _load(args)
     default_setup(job.cfg, args)
     try:
@@ -115,21 +99,28 @@ def _main(args: Namespace) -> None:
             f"pretrained weights could not be downloaded ({error.reason}); name a file of them, or start from random "
             "ones with MODEL.WEIGHTS '' (YAML) or train.init_checkpoint='' (LazyConfig)"
         ) from error
-    except KeyboardInterrupt:
-        if not DetectionCheckpointer(nn.Module(), job.output_dir).has_checkpoint():
-            raise KeyboardInterrupt("interrupted before the first checkpoint") from None
-        raise KeyboardInterrupt("interrupted; the same command with --resume continues") from None
+    except BaseException as error:
+        # Detectron2's hooks run on the way out, and the one that writes the log fails in the first iterations.
+        stop = error
+        while not isinstance(stop, KeyboardInterrupt):
+            if (stop := stop.__context__) is None:
+                raise
+        known = DetectionCheckpointer(nn.Module(), job.output_dir).has_checkpoint()
+        raise type(stop)(_INTERRUPTED if known else "interrupted before the first checkpoint") from None
     if comm.is_main_process():
         _summarise(results or {}, job.output_dir)
 
 
-def _load(args: Namespace) -> "_YamlJob | _LazyJob":
+def _load(args: argparse.Namespace) -> "_YamlJob | _LazyJob":
     job = (_LazyJob if is_lazy_config(args.config_file) else _YamlJob)(args.config_file, args.opts)
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         job.device = "cpu"
+    if job.amp and job.device == "cpu" and not args.eval_only:
+        raise UserError(f"{args.config_file}: Detectron2 trains with mixed precision on a GPU only, and there is none")
     if job.output_dir == _DEFAULT_OUTPUT_DIR:
         job.output_dir = os.path.join("work_dirs", os.path.splitext(os.path.basename(args.config_file))[0])
-    check_data(job.data_sets(training=not args.eval_only))
+    if comm.is_main_process():
+        check_data(job.data_sets(training=not args.eval_only))
     if isinstance(job, _YamlJob):  # a LazyConfig brings its evaluator
         for name in job.cfg.DATASETS.TEST:
             if (kind := MetadataCatalog.get(name).get("evaluator_type")) != "coco":
