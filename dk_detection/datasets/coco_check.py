@@ -16,6 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
+# So many pictures of a data set are opened before a run; all take as long as it takes to read the annotations of COCO.
+SAMPLE = 1000
 # What the segmentation of an annotation is.
 _MISSING, _NO_POLYGON, _POLYGONS, _RLE = range(4)
 
@@ -45,6 +47,10 @@ class Tally:
         """Notes something about the objects at `where` that are still kept."""
         self.remarks += self._count(where & self.kept, text)
 
+    def is_vain(self) -> bool:
+        """Whether there are objects, and none of them serves."""
+        return len(self.kept) > 0 and not self.kept.any()
+
     def _count(self, where: np.ndarray, text: str) -> list[str]:
         if not (number := np.count_nonzero(where)):
             return []
@@ -52,7 +58,7 @@ class Tally:
         return [f"{number:,} {text} (first: annotations[{first}], id {self._file.annotations[first]['id']})"]
 
     def __str__(self) -> str:
-        counts = f"{np.count_nonzero(self.kept):,} of {len(self.kept):,}"
+        counts = f"{np.count_nonzero(self.kept):,} of {len(self.kept):,} objects"
         return "; ".join([counts, *(f"not {reason}" for reason in self.reasons), *self.remarks])
 
 
@@ -70,13 +76,16 @@ class CocoFile:
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected an object with images and categories")
         self.content = content
-        self.images, self.categories = self._section("images"), self._section("categories")
+        self.images = self._section("images")
+        self._image_at = self._index("images")
+        self._texts("images", "file_name")
+        self._sizes = np.stack([self._numbers("images", key, least=1) for key in ("width", "height")], axis=1)
+        self.categories = self._section("categories")
+        self._category_at = self._index("categories")
+        self.names = self._texts("categories", "name")
         self.has_annotations = "annotations" in content  # COCO's image_info files have none
         self.annotations = self._section("annotations") if self.has_annotations else []
-        self._image_at, self._category_at = self._index("images"), self._index("categories")
         self._index("annotations")
-        self.names, _ = self._texts("categories", "name"), self._texts("images", "file_name")
-        self._sizes = np.stack([self._numbers("images", key, least=1) for key in ("width", "height")], axis=1)
 
     @classmethod
     def read(cls, path: str) -> "CocoFile":
@@ -94,6 +103,7 @@ class CocoFile:
         except ValueError as error:
             raise ValueError(f"it is not valid JSON ({error})") from error
         finally:
+            gc.freeze()  # nor need the collector look at them later
             if collects:
                 gc.enable()
         return cls(content)
@@ -107,6 +117,34 @@ class CocoFile:
         """
         categories = sorted(self.categories, key=lambda category: category["id"]) if by_id else self.categories
         return [category["name"] for category in categories if classes is None or category["name"] in classes]
+
+    def known(self, classes: Sequence[str] | None = None) -> Tally:
+        """The objects of pictures that the file has, and of the classes that are asked for.
+
+        Args:
+            classes: Names. None: all.
+
+        Raises:
+            ValueError: An object is of a category that the file does not have.
+        """
+        tally, category = Tally(self), self._category_of
+        known = _few(self._image_at)
+        tally.drop(self._image_of < 0, f"with an image_id that is none of the ids in 'images' ({known})")
+        if classes is not None:
+            wanted = np.array([name in classes for name in self.names], bool)
+            tally.drop(~wanted[category], "of categories that are not asked for")
+        return tally
+
+    def without(self, kept: np.ndarray, classes: Sequence[str] | None = None) -> str:
+        """Says which classes no annotation is of, as the end of a sentence; nothing where there is none.
+
+        Args:
+            kept: The annotations that count. [number of annotations], bool
+            classes: The classes. None: all.
+        """
+        found = {self.names[i] for i in set(self._category_of[kept].tolist())}
+        without = [name for name in self.labels(classes) if name not in found]
+        return f"; none of {_few(without)}" if without else ""
 
     def learned_by_mmdet(
         self, classes: Sequence[str] | None = None, *, masks: bool, min_size: float = 0, rle: bool = True
@@ -122,7 +160,7 @@ class CocoFile:
         Raises:
             ValueError: The file makes it fail or learn something wrong; the message says where.
         """
-        tally = self._of_known(classes)
+        tally = self.known(classes)
         x, y, width, height = self._boxes.T
         image_width, image_height = self._sizes[self._image_of].T
         tally.drop(np.array([bool(entry.get("ignore")) for entry in self.annotations], bool), "with ignore set")
@@ -152,7 +190,7 @@ class CocoFile:
         Raises:
             ValueError: As above.
         """
-        tally = self._of_known(None)
+        tally = self.known()
         ignored = np.array([bool(entry.get("ignore")) for entry in self.annotations], bool)
         if ignored.any():
             raise ValueError(f"annotations[{ignored.argmax()}] has 'ignore' set, which Detectron2 does not take")
@@ -180,7 +218,7 @@ class CocoFile:
         Raises:
             ValueError: As above.
         """
-        tally = self._of_known(classes)
+        tally = self.known(classes)
         for i, entry in enumerate(self.annotations):
             number = entry["id"]
             if not isinstance(number, int) or number < 1:
@@ -308,6 +346,16 @@ class CocoFile:
         return np.array([self._image_at.get(value, -1) for value in self._ids("annotations", "image_id")], np.int64)
 
     @cached_property
+    def _category_of(self) -> np.ndarray:
+        """The place of each annotation's category in `categories`. [number of annotations]"""
+        ids = self._ids("annotations", "category_id")
+        places = np.array([self._category_at.get(value, -1) for value in ids], np.int64)
+        if (unknown := places < 0).any():
+            i, known = int(unknown.argmax()), _few(self._category_at)
+            raise ValueError(f"annotations[{i}]: category_id {ids[i]!r} is none of the ids in 'categories' ({known})")
+        return places
+
+    @cached_property
     def _boxes(self) -> np.ndarray:
         """x, y, width and height. [number of annotations, 4]"""
         boxes = self._column("annotations", "bbox")
@@ -357,21 +405,25 @@ class CocoFile:
         if (missing := kept & (self._masks == _MISSING)).any():
             raise ValueError(f"annotations[{missing.argmax()}] has no 'segmentation', and masks are asked for")
 
-    def _of_known(self, classes: Sequence[str] | None) -> Tally:
-        """All objects of pictures that the file has, and of the classes that are asked for."""
-        ids = self._ids("annotations", "category_id")
-        category = np.array([self._category_at.get(value, -1) for value in ids], np.int64)
-        if (unknown := category < 0).any():
-            i = int(unknown.argmax())
-            known = _few(self._category_at)
-            raise ValueError(f"annotations[{i}]: category_id {ids[i]!r} is none of the ids in 'categories' ({known})")
-        tally = Tally(self)
-        known = _few(self._image_at)
-        tally.drop(self._image_of < 0, f"with an image_id that is none of the ids in 'images' ({known})")
-        if classes is not None:
-            wanted = np.array([name in classes for name in self.names], bool)
-            tally.drop(~wanted[category], "of categories that are not asked for")
-        return tally
+
+def check_labels(ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Checks that two lists number the same classes alike.
+
+    Args:
+        ours: Classes in the order of the labels that a file gives them.
+        theirs: In the order that they have elsewhere: in the config, in another file.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"it has {len(ours)} categories of the names of {len(theirs)} classes")
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a != b:
+            raise ValueError(
+                f"its categories are in another order: label {i} is {a!r} here and {b!r} there, {_few(ours)} and "
+                f"{_few(theirs)}; bring them into one order"
+            )
 
 
 @contextmanager

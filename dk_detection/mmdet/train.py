@@ -26,6 +26,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from dk_detection.datasets.coco_check import handed_on
 from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import (
     check_fits,
@@ -132,11 +133,12 @@ def _train(cfg: Config, resume: str | None) -> None:
         cfg.resume = False
     for path in _weight_files(cfg):
         read_checkpoint(path)
-    _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
+    contents = _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
 
     runner = _build_runner(cfg)
     try:
-        runner.train()
+        with handed_on(contents):
+            runner.train()
     except KeyboardInterrupt as error:
         last = latest_checkpoint(cfg.work_dir)
         raise type(error)(
@@ -166,9 +168,10 @@ def _evaluate(cfg: Config, mode: str, checkpoint: str | None) -> None:
         raise UserError(f"--eval-only: {cfg.work_dir} holds no checkpoint; name one with --checkpoint CKPT")
     if "://" not in path:
         read_checkpoint(path)
-    _check_data(cfg, (mode,))
+    contents = _check_data(cfg, (mode,))
     cfg.resume, cfg.load_from = False, path
-    getattr(_build_runner(cfg, evaluates=True), mode)()
+    with handed_on(contents):
+        getattr(_build_runner(cfg, evaluates=True), mode)()
     _summarise(cfg, mode)
 
 
@@ -193,9 +196,8 @@ def _join_without_gpu(cfg: Config) -> None:
     cfg.model_wrapper_cfg = (cfg.get("model_wrapper_cfg") or settings) | {"device_ids": None}
 
 
-def _check_data(cfg: Config, modes: tuple[str, ...]) -> None:
-    if _is_main_process():
-        check_data(cfg, modes)
+def _check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
+    return check_data(cfg, modes) if _is_main_process() else {}
 
 
 def _is_finished(cfg: Config, state: dict) -> bool:
@@ -275,7 +277,7 @@ def _summarise(cfg: Config, mode: str) -> None:
     if record := _read_record(cfg, mode):
         metrics = record["metrics"]
         names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}
-        figures = [f"{name} {100 * metrics[key]:.1f}" for key, name in names.items() if key in metrics]
+        figures = [f"{name} {_figure(metrics[key])}" for key, name in names.items() if key in metrics]
         if figures:
             _say(f"{mode}: {', '.join(figures)} (COCO metric, 0 to 100)")
         elif metrics:
@@ -283,6 +285,10 @@ def _summarise(cfg: Config, mode: str) -> None:
         else:  # nothing was detected, or results were written only
             _say(f"{mode}: no figures; the log says why")
     _say(f"Everything is in {cfg.work_dir}")
+
+
+def _figure(ap: float) -> str:
+    return f"{100 * ap:.1f}" if ap >= 0 else "undefined"  # pycocotools' -1: there is nothing to compare with
 
 
 def _is_main_process() -> bool:

@@ -134,7 +134,7 @@ def test_broken_annotation_file(root, content, message):
         (lambda c: c["annotations"][1].update(id=c["annotations"][0]["id"]), "ids in 'annotations' are not unique"),
         (
             lambda c: c["annotations"][0].pop("segmentation") and None,
-            r"annotations\[0\] of .* has no 'segmentation', but",
+            r"annotations\[0\] has no 'segmentation', and masks are asked for",
         ),
         (lambda c: c.pop("annotations") and None, "has no 'annotations'"),
         (lambda c: c["annotations"].clear(), "has no annotations, there is nothing to learn from"),
@@ -142,7 +142,7 @@ def test_broken_annotation_file(root, content, message):
             lambda c: c["categories"][2].update(name="box"),
             r"has no category 'square' \(1 of 6 classes are missing; it has box",
         ),
-        (lambda c: c["images"][0].update(file_name="gone.png"), "there is no image .*train/gone.png, the first that"),
+        (lambda c: c["images"][0].update(file_name="gone.png"), "there is no picture .*train/gone.png; .* names it"),
     ],
 )
 def test_flaw_in_an_annotation_file(root, change, message):
