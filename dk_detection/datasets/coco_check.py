@@ -406,24 +406,24 @@ class CocoFile:
             raise ValueError(f"annotations[{missing.argmax()}] has no 'segmentation', and masks are asked for")
 
 
-def check_labels(ours: Sequence[str], theirs: Sequence[str]) -> None:
-    """Checks that two lists number the same classes alike.
+def check_labels(labels: Sequence[str], expected: Sequence[str], source: str) -> None:
+    """Checks that a file numbers classes as they are numbered elsewhere.
 
     Args:
-        ours: Classes in the order of the labels that a file gives them.
-        theirs: In the order that they have elsewhere: in the config, in another file.
+        labels: Classes in the order of the labels that the file gives them.
+        expected: In the order that they have elsewhere.
+        source: Where that is, in words.
 
     Raises:
         ValueError: They do not.
     """
-    if len(ours) != len(theirs):
-        raise ValueError(f"it has {len(ours)} categories of the names of {len(theirs)} classes")
-    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if a != b:
-            raise ValueError(
-                f"its categories are in another order: label {i} is {a!r} here and {b!r} there, {_few(ours)} and "
-                f"{_few(theirs)}; bring them into one order"
-            )
+    if list(labels) != list(expected):
+        unlike = [i for i, (a, b) in enumerate(zip(labels, expected)) if a != b]  # noqa: B905
+        where = f", unlike from label {unlike[0]} on" if unlike else ""
+        raise ValueError(
+            f"its categories are {_few(labels)} ({len(labels)}), and those of {source} are {_few(expected)} "
+            f"({len(expected)}){where}; they have to be the same, in the same order"
+        )
 
 
 @contextmanager

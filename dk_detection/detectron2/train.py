@@ -5,9 +5,11 @@ folder named after the config, and errors that say what to do.
 """
 
 import argparse
+import math
 import os
 import urllib.error
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import reduce
 
 import torch
@@ -33,6 +35,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from dk_detection.config_files import is_lazy_config
+from dk_detection.datasets.coco_check import handed_on
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
 from dk_detection.detectron2.solver import LearningRateFactors
@@ -93,7 +96,8 @@ def _main(args: argparse.Namespace) -> None:
     job = _load(args)
     default_setup(job.cfg, args)
     try:
-        results = job.evaluate(args.resume) if args.eval_only else job.train(args.resume)
+        with handed_on(job.contents):
+            results = job.evaluate(args.resume) if args.eval_only else job.train(args.resume)
     except urllib.error.URLError as error:
         raise UserError(
             f"pretrained weights could not be downloaded ({error.reason}); name a file of them, or start from random "
@@ -119,8 +123,8 @@ def _load(args: argparse.Namespace) -> "_YamlJob | _LazyJob":
         raise UserError(f"{args.config_file}: Detectron2 trains with mixed precision on a GPU only, and there is none")
     if job.output_dir == _DEFAULT_OUTPUT_DIR:
         job.output_dir = os.path.join("work_dirs", os.path.splitext(os.path.basename(args.config_file))[0])
-    if comm.is_main_process():
-        check_data(job.data_sets(training=not args.eval_only))
+    data = job.data() | ({"train": []} if args.eval_only else {})
+    job.contents = check_data(**data) if comm.is_main_process() else {}
     if isinstance(job, _YamlJob):  # a LazyConfig brings its evaluator
         for name in job.cfg.DATASETS.TEST:
             if (kind := MetadataCatalog.get(name).get("evaluator_type")) != "coco":
@@ -203,8 +207,21 @@ class _YamlJob:
         except Exception as error:
             raise UserError(f"{' '.join(opts)}: expected KEY VALUE ... ({_reason(error)})") from error
 
-    def data_sets(self, training: bool) -> list[str]:
-        return [*(self.cfg.DATASETS.TRAIN if training else ()), *self.cfg.DATASETS.TEST]
+    def data(self) -> dict:
+        """The arguments of `check_data`."""
+        model = self.cfg.MODEL
+        network = model.DK.NETWORK if model.META_ARCHITECTURE == "DkDeformable" else model.META_ARCHITECTURE
+        heads = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "DkMimicRCNN": "ROI_HEADS"}
+        heads |= {"RetinaNet": "RETINANET"}
+        head = heads.get(network)
+        return dict(
+            train=list(self.cfg.DATASETS.TRAIN),
+            test=list(self.cfg.DATASETS.TEST),
+            masks=model.MASK_ON,
+            rle=self.cfg.INPUT.MASK_FORMAT == "bitmask",
+            filter_empty=self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            num_classes={f"MODEL.{head}.NUM_CLASSES": model[head].NUM_CLASSES} if head else {},
+        )
 
     def train(self, resume: bool) -> dict:
         trainer = _Trainer(self.cfg)
@@ -238,10 +255,19 @@ class _LazyJob:
         if missing := [key for key in _LAZY_KEYS if key not in self.cfg]:
             raise UserError(f"{path}: the config sets no {missing[0]}")
 
-    def data_sets(self, training: bool) -> list[str]:
-        loaders = [self.cfg.dataloader.get(name) for name in (("train", "test") if training else ("test",))]
-        names = [OmegaConf.select(loader, "dataset.names") for loader in loaders if loader]
-        return [name for value in names if value for name in ([value] if isinstance(value, str) else value)]
+    def data(self) -> dict:
+        """The arguments of `check_data`."""
+        names = (OmegaConf.select(self.cfg.dataloader, f"{split}.dataset.names") or [] for split in ("train", "test"))
+        train, test = ([value] if isinstance(value, str) else list(value) for value in names)
+        loader = self.cfg.dataloader.get("train") or {}
+        return dict(
+            train=train,
+            test=test,
+            masks=bool(OmegaConf.select(loader, "mapper.use_instance_mask")),
+            rle=OmegaConf.select(loader, "mapper.instance_mask_format") == "bitmask",
+            filter_empty=OmegaConf.select(loader, "dataset.filter_empty") is not False,
+            num_classes=dict(_num_classes(self.cfg.model, "model")),
+        )
 
     def train(self, resume: bool) -> dict:
         cfg = self.cfg
@@ -293,6 +319,15 @@ class _LazyJob:
         return results or {}
 
 
+def _num_classes(node: DictConfig, place: str) -> Iterator[tuple[str, int]]:
+    """The numbers of classes of a model's heads with their places; of others than boxes and masks they may differ."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig) and key not in ("backbone", "sem_seg_head"):
+            yield from _num_classes(value, f"{place}.{key}")
+        elif key == "num_classes" and isinstance(value, int):
+            yield f"{place}.{key}", value
+
+
 def with_test_time_augmentation(model: nn.Module, settings: DictConfig) -> GeneralizedRCNNWithTTA:
     """A detector that predicts from several sizes of an image and their mirror images.
 
@@ -325,7 +360,8 @@ def _summarise(results: dict, output_dir: str) -> None:
     for key, value in results.items():
         *data_set, kind, metric = key.split("/")  # the data set is named where there are several
         if metric == "AP" and kind in names:
-            figures.append(" ".join([*data_set, names[kind], f"{value:.1f}"]))
+            # Detectron2's nan: nothing was detected, or there is nothing to compare with.
+            figures.append(" ".join([*data_set, names[kind], "undefined" if math.isnan(value) else f"{value:.1f}"]))
     if figures:
         print(f"{', '.join(figures)} (COCO metric, 0 to 100)", flush=True)
     print(f"Everything is in {output_dir}", flush=True)

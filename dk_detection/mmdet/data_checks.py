@@ -77,7 +77,7 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
                 )
             try:
                 if classes:
-                    check_labels(file.labels(classes), classes)
+                    check_labels(file.labels(classes), classes, "the config")
                 tally = file.judged(classes, masks="segm" in evaluator.get("metric", "bbox"))
             except ValueError as error:
                 raise UserError(f"{where}: the annotation file {path} is broken: {error}") from error
@@ -101,7 +101,7 @@ def _check_dataset(where, path, file, dataset, classes, mode, labelled, advice) 
     loads_masks = [step for step in dataset.get("pipeline") or () if step.get("with_mask")]
     filters = dataset.get("filter_cfg") or {}
     try:
-        check_labels(file.labels(classes), classes)
+        check_labels(file.labels(classes), classes, "the config")
         tally = file.learned_by_mmdet(
             classes,
             masks=bool(loads_masks),
