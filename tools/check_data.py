@@ -30,6 +30,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def uses(file: CocoFile, args: argparse.Namespace):
     """What the objects of a file may serve for, as names and functions that count them."""
+    if not file.has_annotations:
+        return
     masks = any(annotation.get("segmentation") for annotation in file.annotations)
     for kind, with_masks in (("boxes", False), *([("masks", True)] if masks else [])):
         if args.framework != DETECTRON2:

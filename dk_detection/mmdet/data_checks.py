@@ -215,7 +215,9 @@ def _path(where: str, settings: dict, *keys: str) -> str:
     for key in keys:
         if not isinstance(path, dict):
             raise UserError(f"{where}: {keys[0]} is {path!r}, expected dict({key}=...)")
-        path = path.get(key, {} if key != keys[-1] else "")
+        if key not in path:
+            raise UserError(f"{where} sets no {'.'.join(keys)}")
+        path = path[key]
     if not isinstance(path, str):
         raise UserError(f"{where}: {'.'.join(keys)} is {path!r}, expected one path")
     return os.path.join(settings.get("data_root") or "", path)
