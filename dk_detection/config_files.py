@@ -7,12 +7,18 @@ import re
 from dk_detection.errors import UserError
 
 MMDET, DETECTRON2 = "mmdet", "detectron2"
+_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 _MMDET_NAMES = {"_base_", "default_scope", "custom_imports"}
 _DETECTRON2_PACKAGES = ("detectron2", "omegaconf", "fvcore", "dk_detection.detectron2")
 # Detectron2's own YAML has keys in capitals; its LazyConfigs, saved as YAML, name what to call.
 _LAZY_YAML = re.compile(r"^\s*(- )?_target_\s*:", re.MULTILINE)
 _DETECTRON2_YAML = re.compile(rf"^(_BASE_|[A-Z][A-Z0-9_]*)\s*:|{_LAZY_YAML.pattern}", re.MULTILINE)
+
+
+def is_config_file(path: str | os.PathLike) -> bool:
+    """Whether a file has the name of a config file."""
+    return os.path.splitext(path)[1].lower() in _SUFFIXES
 
 
 def framework_of(path: str | os.PathLike) -> str:
@@ -30,8 +36,7 @@ def framework_of(path: str | os.PathLike) -> str:
     Raises:
         UserError: The file is not there, cannot be read, or is not a config file.
     """
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in (".py", ".json", ".yaml", ".yml"):
+    if not is_config_file(path):
         raise UserError(f"{path}: a config file ends in .py, .json, .yaml or .yml")
     try:
         with open(path, encoding="utf-8") as file:
@@ -40,6 +45,7 @@ def framework_of(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: there is no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the config file cannot be read ({error})") from error
+    suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json":
         return MMDET
     if suffix != ".py":

@@ -11,6 +11,7 @@ from mmdet.registry import HOOKS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.dist import master_only
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.structures import InstanceData
@@ -37,12 +38,13 @@ class DkContactSheetHook(Hook):
     def before_val_epoch(self, runner) -> None:
         self._pictures = []
 
+    @master_only  # only there does the visualizer know the classes
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         for sample in outputs[: self.num_images - len(self._pictures)]:
             self._pictures.append(self._draw(runner.visualizer, sample.cpu()))
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        if self._pictures and runner.rank == 0:
+        if self._pictures:
             sheet = _tile(self._pictures, self.columns)
             mmcv.imwrite(sheet[..., ::-1], os.path.join(runner.work_dir, "predictions.png"))
 
