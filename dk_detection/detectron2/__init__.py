@@ -36,11 +36,13 @@ from dk_detection.detectron2.mimic import DkMimicRCNN
 from dk_detection.detectron2.networks import DkDeformable, to_deformable
 from dk_detection.detectron2.poolers import DkROIHeads, DkROIPooler
 from dk_detection.detectron2.solver import LearningRateFactors
+from dk_detection.detectron2.tta import DkRCNNWithTTA
 
 __all__ = [
     "DkDeformable",
     "DkMimicRCNN",
     "DkMobileNetV2",
+    "DkRCNNWithTTA",
     "DkROIHeads",
     "DkROIPooler",
     "DkReduceLast",

@@ -42,6 +42,8 @@ def add_dk_config(cfg: CfgNode) -> None:
     # Factors on the learning rate by parts of parameters' names: [[conv_offset, 0.1]]. They act in this project's
     # tools/train_net.py only: Detectron2's builds the optimiser of a YAML config without asking for any.
     cfg.SOLVER.DK_LR_FACTORS = []
+    # Test-time augmentation: options of dk_detection.evaluation.box_averaging.average_boxes; 0 iterations do nothing.
+    cfg.TEST.AUG.BOX_AVERAGING = CfgNode({"ITERATIONS": 0, "IOU_THRESHOLD": 0.5})
 
 
 def _defaults(function: Callable) -> dict:
