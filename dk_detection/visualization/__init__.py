@@ -9,7 +9,7 @@ t-SNE scikit-learn.
 from dk_detection.visualization.dilation import DilationTable, effective_dilation
 from dk_detection.visualization.dynamics import embed, nearest_neighbour_figures, object_dynamics
 from dk_detection.visualization.locations import Locations, bin_locations, kernel_locations, sampling_locations
-from dk_detection.visualization.paths import Observation, default_layer, is_deformable, listening, observe
+from dk_detection.visualization.paths import Observation, default_layer, is_dynamic, listening, observe
 from dk_detection.visualization.support import Region, effective_receptive_field, node_response, saliency_region
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "effective_dilation",
     "effective_receptive_field",
     "embed",
-    "is_deformable",
+    "is_dynamic",
     "kernel_locations",
     "listening",
     "nearest_neighbour_figures",

@@ -65,19 +65,20 @@ class DilationTable:
     """Gathers effective dilations over images.
 
     Args:
-        areas: Areas that part small from medium and medium from large, in pixels of what the network sees.
+        areas: Areas that part small from medium and medium from large, in pixels of the image.
     """
 
     areas: tuple[float, float] = COCO_AREAS
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, seen: Observation, boxes: Tensor, size: tuple[int, int] | None = None) -> None:
+    def add(self, seen: Observation, boxes: Tensor, size: tuple[int, int] | None = None, scale=(1.0, 1.0)) -> None:
         """Adds the filters of one image, of all deformable layers on the way from the observed layer to the image.
 
         Args:
             seen: What `observe` saw.
-            boxes: [n, 4] = (x1, y1, x2, y2) of the objects, in pixels of what the network sees.
-            size: (height, width) of the part of the input that is image and not padding; None: all of it.
+            boxes: [n, 4] = (x1, y1, x2, y2) of the objects in the image.
+            size: (height, width) of the part of the network's input that is image and not padding; None: all of it.
+            scale: (x, y), pixels of the network's input per pixel of the image.
         """
         height, width = size or seen.image.shape[2:]
         for i, step in enumerate(seen.path):
@@ -86,7 +87,7 @@ class DilationTable:
             values = effective_dilation(step)
             centers = _centers(seen.path[i:], values.shape[1:])
             on_image = (centers >= 0).all(-1) & (centers[..., 0] < width) & (centers[..., 1] < height)
-            classes = classify_positions(centers, boxes.double().cpu(), self.areas)
+            classes = classify_positions(centers / centers.new_tensor(scale), boxes.double().cpu(), self.areas)
             sums = self._sums.setdefault(step.name, torch.zeros(len(CLASSES), 3, dtype=torch.float64))
             for number in range(len(CLASSES)):
                 chosen = values.cpu()[:, on_image & (classes == number)]

@@ -1,4 +1,4 @@
-"""Learned dynamics: what a layer's branches make of the objects of a data set. Figure 3 of Deformable Kernels (2020)."""
+"""Learned dynamics: what a layer's branches make of objects. Figure 3 of Deformable Kernels (2020)."""
 
 from dataclasses import dataclass
 
@@ -8,35 +8,40 @@ from torch import Tensor
 from dk_detection.errors import UserError
 from dk_detection.visualization.paths import Call
 
+_DYNAMICS = ("kernel_offset", "offset", "shares")  # the first that a layer has
 
-def object_dynamics(call: Call, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """One vector for each object: kernel offsets or data offsets of a layer, averaged over the object's box.
+
+def dynamics_of(call: Call) -> Tensor:
+    """Kernel offsets, data offsets or shares of experts, [D, outH, outW], or [D] if one set serves the whole image.
+
+    Raises:
+        UserError: The layer has none of them.
+    """
+    values = next((call.sampling[name] for name in _DYNAMICS if name in call.sampling), None)
+    if values is None:
+        raise UserError(f"{call.name} has nothing that depends on the image")
+    return values[0].detach()
+
+
+def object_dynamics(values: Tensor, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """One vector for each object: what a layer makes of the positions in its box, averaged.
 
     Args:
-        call: What `listening` heard of a layer on one image. Kernel offsets go before data offsets.
+        values: [D, outH, outW], from `dynamics_of`.
         boxes: [n, 4] = (x1, y1, x2, y2), in pixels of what the network sees.
         shape: (height, width) of what the network sees.
 
     Returns:
-        [n, D]. A layer that has one value for the whole image gives the same to each object: crop the objects out.
-
-    Raises:
-        UserError: The layer has neither kernel offsets nor data offsets.
+        [n, D].
     """
-    values = next((call.sampling[name] for name in ("kernel_offset", "offset") if name in call.sampling), None)
-    if values is None:
-        raise UserError(f"{call.name} has no offsets")
-    values = values[0].detach()
-    if values.dim() == 1:
-        return values.expand(len(boxes), -1)
     rows, columns = values.shape[1:]
     scale = boxes.new_tensor([columns / shape[1], rows / shape[0]]).repeat(2)
-    vectors = []
+    vectors = [values.new_zeros(0, len(values))]
     for x1, y1, x2, y2 in (boxes * scale).tolist():
         left, top = min(int(x1), columns - 1), min(int(y1), rows - 1)
         right, bottom = max(round(x2), left + 1), max(round(y2), top + 1)
-        vectors.append(values[:, top:bottom, left:right].mean((1, 2)))
-    return torch.stack(vectors) if vectors else values.new_zeros(0, len(values))
+        vectors.append(values[None, :, top:bottom, left:right].mean((2, 3)))
+    return torch.cat(vectors)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ class Call:
         name: Dotted name of the module in the network.
         module: The layer.
         args: The tensors and numbers that it was called with.
-        sampling: What it passed to its operator: "offset", "mask" and "kernel_offset", those that it has. They are the
-            tensors of the forward pass themselves; a gradient by them can be asked for.
+        sampling: What it passed to its operator: "offset", "mask" and "kernel_offset", those that it has, or "shares"
+            of a conditional convolution. They are the tensors of the forward pass themselves; a gradient by them can be
+            asked for.
         source, result: Where its input and its output stand in autograd's graph; None without gradients.
     """
 
@@ -52,9 +53,13 @@ class Call:
     result: object = None
 
 
-def is_deformable(module: nn.Module) -> bool:
-    """Whether a module says where it looks: by a method `sampling`, or as torchvision's layer by its arguments."""
-    return callable(getattr(module, "sampling", None)) or _is_torchvisions(module)
+def is_dynamic(module: nn.Module) -> bool:
+    """Whether a module says what it makes of its input: by a method, or as torchvision's by its arguments."""
+    return _seam(module) is not None or _is_torchvisions(module)
+
+
+def _seam(module: nn.Module) -> str | None:
+    return next((name for name in ("sampling", "shares") if callable(getattr(module, name, None))), None)
 
 
 def _is_torchvisions(module: nn.Module) -> bool:
@@ -64,7 +69,7 @@ def _is_torchvisions(module: nn.Module) -> bool:
 
 @contextmanager
 def listening(network: nn.Module) -> Iterator[list[Call]]:
-    """Within the context, the list grows by each call of a deformable layer, in the order of their beginning."""
+    """Within the context, the list grows by each call of a dynamic layer, in the order of their beginning."""
     calls: list[Call] = []
     running: list[Call] = []
     handles, changed = [], []
@@ -77,14 +82,14 @@ def listening(network: nn.Module) -> Iterator[list[Call]]:
 
         return hook
 
-    def at_the_seam(module):
-        def sampling(*args, **kwargs):
-            values = type(module).sampling(module, *args, **kwargs)
+    def at_the_seam(module, seam):
+        def method(*args, **kwargs):
+            values = getattr(type(module), seam)(module, *args, **kwargs)
             if running and running[-1].module is module:
-                running[-1].sampling = values
+                running[-1].sampling = {seam: values} if isinstance(values, Tensor) else values
             return values
 
-        return sampling
+        return method
 
     def after(module, args, output):
         call = running.pop()
@@ -96,21 +101,21 @@ def listening(network: nn.Module) -> Iterator[list[Call]]:
 
     try:
         for name, module in network.named_modules():
-            if not is_deformable(module):
+            if not is_dynamic(module):
                 continue
             handles += [
                 module.register_forward_pre_hook(before(name), with_kwargs=True),
                 module.register_forward_hook(after),
             ]
-            if not _is_torchvisions(module):
-                module.sampling = at_the_seam(module)  # in front of the method of its class
-                changed.append(module)
+            if seam := _seam(module):
+                setattr(module, seam, at_the_seam(module, seam))  # in front of the method of its class
+                changed.append((module, seam))
         yield calls
     finally:
         for handle in handles:
             handle.remove()
-        for module in changed:
-            del module.sampling
+        for module, seam in changed:
+            delattr(module, seam)
 
 
 def _node(tensor: Tensor):
@@ -189,7 +194,7 @@ class Observation:
         return _longest_path(self.output, self.image, self.calls, self.layer)
 
     def rest_position(self, node) -> tuple[float, float]:
-        """(x, y) in the image, its first pixel [0, 1] x [0, 1], of the middle of what node (row, column) sees at rest."""
+        """The middle of what node (row, column) sees at rest: (x, y) in the image, its first pixel [0, 1] x [0, 1]."""
         position = torch.tensor(node, dtype=torch.float64)
         for step in self.path:
             position = position * torch.tensor(step.stride) + step.rest().mean(0)
@@ -285,7 +290,7 @@ def default_layer(network: nn.Module, prefix: str = "") -> str:
         UserError: There is none.
     """
     modules = dict(network.named_modules())
-    branches = tuple(f"{name}." for name, module in modules.items() if is_deformable(module))
+    branches = tuple(f"{name}." for name, module in modules.items() if is_dynamic(module))
     convolutions = [
         name
         for name, module in modules.items()

@@ -32,16 +32,25 @@ def node_response(
     """
     module = find_layer(network, layer)
 
+    def stop(module, args, output):
+        raise _Reached(output)
+
     def response(image: Tensor) -> Tensor:
-        outputs = []
-        handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+        handle = module.register_forward_hook(stop)  # what comes behind the node need not be computed
         try:
             (run or network)(image)
+        except _Reached as reached:
+            return reached.output[0, :, node[0], node[1]]
         finally:
             handle.remove()
-        return outputs[0][0, :, node[0], node[1]]
+        raise UserError(f"{layer} did not run")
 
     return response
+
+
+class _Reached(Exception):
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
 
 
 def effective_receptive_field(response: Response, image: Tensor) -> Tensor:

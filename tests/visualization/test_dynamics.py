@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from dk_detection.errors import UserError
-from dk_detection.layers import DeformConv2d, GlobalDeformKernel2d
+from dk_detection.layers import CondConv2d, DeformConv2d, GlobalDeformKernel2d
 from dk_detection.visualization import embed, listening, nearest_neighbour_figures, object_dynamics
-from dk_detection.visualization.dynamics import size_deciles
+from dk_detection.visualization.dynamics import dynamics_of, size_deciles
 
 
 def test_an_object_has_the_mean_offset_inside_its_box():
@@ -17,15 +17,17 @@ def test_an_object_has_the_mean_offset_inside_its_box():
     with listening(network) as calls:
         network(image)
     boxes = torch.tensor([[8.0, 4, 16, 8], [0, 0, 4, 4], [8, 0, 16, 8], [19, 15, 20, 16]])
-    assert object_dynamics(calls[0], boxes, (16, 20)).tolist() == [[5, 0], [0, 0], [2.5, 0], [0, 0]]
-    assert object_dynamics(calls[0], boxes[:0], (16, 20)).shape == (0, 2)
+    values = dynamics_of(calls[0])
+    assert object_dynamics(values, boxes, (16, 20)).tolist() == [[5, 0], [0, 0], [2.5, 0], [0, 0]]
+    assert object_dynamics(values, boxes[:0], (16, 20)).shape == (0, 2)
 
 
-def test_a_layer_with_one_offset_an_image_gives_it_to_each_object():
-    network = nn.Sequential(GlobalDeformKernel2d(1, 1, 3)).eval()
+@pytest.mark.parametrize(("layer", "size"), [(GlobalDeformKernel2d, 18), (CondConv2d, 8)])
+def test_a_layer_with_one_kernel_an_image_has_one_vector(layer, size):
+    network = nn.Sequential(layer(1, 1, 3)).eval()
     with listening(network) as calls:
         network(torch.rand(1, 1, 9, 9))
-    assert object_dynamics(calls[0], torch.rand(3, 4), (9, 9)).shape == (3, 18)
+    assert dynamics_of(calls[0]).shape == (size,)
 
 
 def test_deciles_are_those_of_the_rank():
