@@ -109,6 +109,13 @@ class Detectron2Detector:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: the image cannot be read ({error})") from error
 
+    def of_input(self, image: Tensor) -> Sample:
+        shown = image.clamp(0, 255).byte().movedim(0, 2).cpu().numpy()
+        if self.network.input_format == "BGR":
+            shown = shown[..., ::-1]
+        data = {"image": image, "height": image.shape[1], "width": image.shape[2]}
+        return self.sample(data, np.ascontiguousarray(shown))
+
     def sample(self, data: dict, image: np.ndarray | None = None) -> Sample:
         """What a data loader hands over of an image: "image" [3, h, w], "height" and "width".
 

@@ -27,6 +27,7 @@ from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
 from dk_detection.mmdet.mimic import DkMimicRCNN
 from dk_detection.mmdet.networks import DkDeformable
 from dk_detection.mmdet.roi_extractors import DkRoIExtractor
+from dk_detection.mmdet.visualize_hook import DkVisualizeHook
 
 __all__ = [
     "DkContactSheetHook",
@@ -37,6 +38,7 @@ __all__ = [
     "DkResNetDW",
     "DkRoIExtractor",
     "DkSingleLevelRPNHead",
+    "DkVisualizeHook",
 ]
 
 layers.register()

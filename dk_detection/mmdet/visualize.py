@@ -3,6 +3,7 @@
 import warnings
 
 import mmcv
+import numpy as np
 import torch
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.roi_heads import StandardRoIHead
@@ -72,17 +73,27 @@ class MMDetDetector:
     def read(self, path: str) -> Sample:
         try:
             data = self.pipeline(dict(img_path=path, img_id=0))
-        except (OSError, AttributeError, ValueError) as error:  # AttributeError: what OpenCV cannot decode is None
+        except (OSError, AssertionError) as error:  # mmcv asserts that OpenCV can decode it
             raise UserError(f"{path}: the image cannot be read ({error})") from error
         return self.sample(data["inputs"], data["data_samples"])
 
-    def sample(self, image: Tensor, data: DetDataSample) -> Sample:
-        """An image [3, h, w] as a data loader has it, and what belongs to it."""
-        # Forms a batch of its own, whatever the preprocessor adds to the data sample.
-        packed = self.network.data_preprocessor(dict(inputs=[image], data_samples=[data]), False)
+    def of_input(self, image: Tensor) -> Sample:
+        size = tuple(image.shape[1:])
+        data = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+        shown = image.clamp(0, 255).byte().flip(0).movedim(0, 2).cpu().numpy()  # MMDetection's images are BGR
+        return self.sample(image, data, np.ascontiguousarray(shown))
+
+    def sample(self, image: Tensor, data: DetDataSample, shown: np.ndarray | None = None) -> Sample:
+        """An image [3, h, w] as a data loader has it, and what belongs to it.
+
+        Args:
+            image, data: That.
+            shown: [H, W, 3], RGB, the image itself; None: it is read from where `data` says.
+        """
+        packed = self.network.data_preprocessor(dict(inputs=[image], data_samples=[data.clone()]), False)
         meta = data.metainfo
         return Sample(
-            image=mmcv.imread(meta["img_path"], channel_order="rgb"),
+            image=mmcv.imread(meta["img_path"], channel_order="rgb") if shown is None else shown,
             input=packed["inputs"],
             size=tuple(meta["img_shape"][:2]),
             scale=tuple(map(float, meta.get("scale_factor", (1.0, 1.0)))),

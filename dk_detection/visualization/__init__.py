@@ -9,7 +9,15 @@ t-SNE scikit-learn.
 from dk_detection.visualization.dilation import DilationTable, effective_dilation
 from dk_detection.visualization.dynamics import embed, nearest_neighbour_figures, object_dynamics
 from dk_detection.visualization.locations import Locations, bin_locations, kernel_locations, sampling_locations
-from dk_detection.visualization.paths import Observation, default_layer, is_dynamic, listening, observe
+from dk_detection.visualization.paths import (
+    Observation,
+    default_layer,
+    evaluation_mode,
+    is_dynamic,
+    listening,
+    observe,
+    offset_norms,
+)
 from dk_detection.visualization.support import Region, effective_receptive_field, node_response, saliency_region
 
 __all__ = [
@@ -22,6 +30,7 @@ __all__ = [
     "effective_dilation",
     "effective_receptive_field",
     "embed",
+    "evaluation_mode",
     "is_dynamic",
     "kernel_locations",
     "listening",
@@ -29,6 +38,7 @@ __all__ = [
     "node_response",
     "object_dynamics",
     "observe",
+    "offset_norms",
     "saliency_region",
     "sampling_locations",
 ]

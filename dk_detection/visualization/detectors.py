@@ -86,10 +86,12 @@ class Detector(Protocol):
     Attributes:
         network: The detector.
         backbone: What the names of its backbone's modules start with.
+        classes: Names of its classes; None: their numbers are their names.
     """
 
     network: nn.Module
     backbone: str
+    classes: Sequence[str] | None
 
     def read(self, path: str) -> Sample:
         """Reads an image as the detector's test pipeline does.
@@ -97,6 +99,9 @@ class Detector(Protocol):
         Raises:
             UserError: It cannot be read.
         """
+
+    def of_input(self, image: Tensor) -> Sample:
+        """An image [3, h, w], values 0 to 255, that is already as large as the network sees it."""
 
     def features(self, input: Tensor) -> Any:
         """Runs backbone and neck on an input [1, 3, h, w]."""

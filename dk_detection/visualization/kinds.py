@@ -20,7 +20,16 @@ from dk_detection.visualization.dynamics import (
     size_deciles,
 )
 from dk_detection.visualization.locations import bin_locations, kernel_locations, sampling_locations
-from dk_detection.visualization.paths import Call, check_point, default_layer, find_layer, listening, observe
+from dk_detection.visualization.paths import (
+    Call,
+    check_point,
+    default_layer,
+    evaluation_mode,
+    find_layer,
+    listening,
+    observe,
+    offset_norms,
+)
 from dk_detection.visualization.support import effective_receptive_field, node_response, saliency_region
 
 _SMALLEST_CROP = 32  # pixels; less, and deep networks have nothing left of it
@@ -92,7 +101,7 @@ def sampling(detectors: dict[str, Detector], options: Options):
         for place, axis in zip(places, axes, strict=True):
             options.say(f"{title}: sampling locations at {_text(place.point)}")
             found, points, center = _locations(seen, sample, place.point, options)
-            pictures.draw_image(axis, sample.image, fade=0.35)
+            pictures.draw_image(axis, sample.image, fade=0.55)
             pictures.draw_locations(axis, found, points, center)
             pictures.caption(axis, f"{len(points)} locations, spread {found.spread / np.mean(sample.scale):.0f} pixels")
             yield {
@@ -129,11 +138,12 @@ def saliency(detectors: dict[str, Detector], options: Options):
     def draw(title, detector, sample, places, axes):
         for place, axis in zip(places, axes, strict=True):
             response, about = _response(detector, sample, place, options)
-            start, shown = time.monotonic(), [0.0]
+            options.say(f"{title}: saliency region at {_text(place.point)}")
+            start, shown = time.monotonic(), [time.monotonic()]
             with torch.no_grad():
                 response(sample.input)
-            share = options.seconds / (len(places) * len(detectors))
-            most = min(max(int(share / max(time.monotonic() - start, 1e-3)), 16), 2000)
+            seconds = options.seconds / (len(places) * len(detectors))
+            most = min(max(int(seconds / max(time.monotonic() - start, 1e-3)), 16), 2000)
 
             def progress(done, total, title=title, place=place, shown=shown):
                 if time.monotonic() - shown[0] > 5:
@@ -148,14 +158,16 @@ def saliency(detectors: dict[str, Detector], options: Options):
             pictures.draw_region(axis, sample.image, mask)
             _mark(axis, place, about)
             share = float(mask.double().mean())
-            pictures.caption(axis, f"{share:.0%} of the image, change {region.error:.3f}")
+            ended_early = region.evaluations >= most
+            text = f"{share:.0%} of the image, change {region.error:.3f}"
+            pictures.caption(axis, text + (", search cut short" if ended_early else ""))
             yield {
                 **about,
                 "share": round(share, 4),
                 "error": round(region.error, 4),
                 "cell": cell,
                 "evaluations": region.evaluations,
-                "ended_early": region.evaluations >= most,
+                "ended_early": ended_early,
             }
 
     return _grid(detectors, options, draw)
@@ -188,7 +200,7 @@ def bins(detectors: dict[str, Detector], options: Options):
             if weights is not None:
                 weights = weights.reshape(1, -1, *_size(module.output_size))[:, :1]
             middles, size = sample.to_image(middles[:, :1]), sample.to_image(size)
-            pictures.draw_image(axis, sample.image, fade=0.35)
+            pictures.draw_image(axis, sample.image, fade=0.55)
             pictures.draw_bins(axis, middles[0, 0], size[0], None if weights is None else weights[0, 0].double())
             pictures.draw_box(axis, place.box)
             rest = bin_locations(torch.tensor([place.box]), _size(module.output_size))[0]
@@ -340,7 +352,7 @@ def contact_sheet(
         pictures.draw_objects(row[0], objects)
         pictures.draw_image(row[1], sample.image)
         pictures.draw_objects(row[1], found)
-        pictures.draw_image(row[2], sample.image, fade=0.35)
+        pictures.draw_image(row[2], sample.image, fade=0.55)
         pictures.draw_box(row[2], box)
         pictures.draw_locations(row[2], locations, points, center)
         pictures.draw_field(row[3], sample.image, _on_image(values, sample))
@@ -357,6 +369,38 @@ def contact_sheet(
             }
         )
     return figure, numbers
+
+
+def training_picture(detector: Detector, image: Tensor, boxes: Tensor | None, labels: Tensor | None, options: Options):
+    """What a network in training looks at, and the norms of its offsets. It is left as it was.
+
+    Args:
+        detector: Whose network is in training.
+        image: [3, h, w], values 0 to 255, as the network sees it.
+        boxes: [n, 4] = (x1, y1, x2, y2) of its objects in it; None: those that are detected.
+        labels: [n], numbers of their classes.
+        options: As `contact_sheet`'s.
+
+    Returns:
+        A contact sheet of up to three objects, None if there are none or the way from the layer to the image cannot be
+        followed; and norms by layer.
+    """
+    with evaluation_mode(detector.network):
+        sample = detector.of_input(image)
+        with torch.no_grad(), listening(detector.network) as calls:
+            found = detector.predict(sample).above(options.score)
+        objects = found
+        if boxes is not None:
+            names = [str(label if detector.classes is None else detector.classes[label]) for label in labels.tolist()]
+            objects = Objects(boxes.cpu(), names)
+        figure = None
+        entries = [(sample, objects, int(number), found) for number in objects.of_sizes(3)]
+        if entries:
+            try:
+                figure, _ = contact_sheet(detector, entries, options)
+            except UserError as error:
+                options.say(f"no picture of what the network looks at: {error}")
+    return figure, offset_norms(calls)
 
 
 KINDS = {
@@ -380,14 +424,19 @@ class _Place:
 
 
 def _grid(detectors: dict[str, Detector], options: Options, draw, with_boxes: bool = False):
-    """A figure with a row for each place and a column for each detector."""
+    """A figure with a row for each place and a column for each detector; of one detector, places are side by side."""
     samples = {}
     for title, detector in detectors.items():
         options.say(f"{title}: reading the image")
         samples[title] = detector.read(_image(options))
     first = next(iter(detectors))
     places = _places(detectors[first], samples[first], options, with_boxes)
-    figure, axes = pictures.new_figure(len(places), len(detectors), samples[first].image.shape[:2], list(detectors))
+    shape = samples[first].image.shape[:2]
+    if len(detectors) == 1:
+        figure, axes = pictures.new_figure(1, len(places), shape)
+        axes = axes.T
+    else:
+        figure, axes = pictures.new_figure(len(places), len(detectors), shape, list(detectors))
     numbers = {}
     for column, (title, detector) in enumerate(detectors.items()):
         numbers[title] = list(draw(title, detector, samples[title], places, axes[:, column]))
@@ -399,9 +448,9 @@ def _places(detector: Detector, sample: Sample, options: Options, with_boxes: bo
     for box in boxes:
         if not (box[0] < box[2] and box[1] < box[3]):
             raise UserError(f"the box {_text(box)} has no area; write X1 Y1 X2 Y2, left and top first")
-        check_point(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), torch.from_numpy(sample.image).movedim(2, 0))
+        check_point(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), sample.image.shape[:2])
     for point in options.points:
-        check_point(point, torch.from_numpy(sample.image).movedim(2, 0))
+        check_point(point, sample.image.shape[:2])
     if with_boxes and options.points:
         raise UserError("bins are those of boxes: write --box X1 Y1 X2 Y2")
     places = [_Place(tuple(point)) for point in options.points]

@@ -59,7 +59,8 @@ def is_dynamic(module: nn.Module) -> bool:
 
 
 def _seam(module: nn.Module) -> str | None:
-    return next((name for name in ("sampling", "shares") if callable(getattr(module, name, None))), None)
+    # Convolutions that mix experts by shares inherit a `sampling` that they do not have.
+    return next((name for name in ("shares", "sampling") if callable(getattr(module, name, None))), None)
 
 
 def _is_torchvisions(module: nn.Module) -> bool:
@@ -116,6 +117,33 @@ def listening(network: nn.Module) -> Iterator[list[Call]]:
             handle.remove()
         for module, seam in changed:
             delattr(module, seam)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Within the context a network in training is in evaluation mode; afterwards each of its modules is as before."""
+    before = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def offset_norms(calls: list[Call]) -> dict[str, float]:
+    """By layer, how far its taps move: the root mean square length of its offsets.
+
+    A data offset is in pixels of the layer's input, that of RoI pooling in shares of the RoI times `gamma`, a kernel
+    offset, whose layer gets "/kernel" behind its name, in cells of the scope.
+    """
+    norms = {}
+    for call in calls:
+        for kind, suffix in (("offset", ""), ("kernel_offset", "/kernel")):
+            if (values := call.sampling.get(kind)) is not None and values.numel():
+                # each location has two coordinates
+                norms[call.name + suffix] = float((2 * values.detach().double().square().mean()).sqrt())
+    return norms
 
 
 def _node(tensor: Tensor):
@@ -206,16 +234,16 @@ class Observation:
         Raises:
             UserError: The point is not in the image.
         """
-        check_point(point, self.image)
+        check_point(point, self.image.shape[2:])
         (x0, y0), (x1, y1) = self.rest_position((0, 0)), self.rest_position((1, 1))
         rows, columns = self.output.shape[2:]
         row, column = round((point[1] - y0) / (y1 - y0)), round((point[0] - x0) / (x1 - x0))
         return min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
 
 
-def check_point(point, image: Tensor) -> None:
-    """Raises UserError if a point (x, y) is not in an image [..., H, W]."""
-    height, width = image.shape[-2:]
+def check_point(point, size: tuple[int, int]) -> None:
+    """Raises UserError if a point (x, y) is not in an image of a size (height, width)."""
+    height, width = size
     if not (0 <= point[0] <= width and 0 <= point[1] <= height):
         raise UserError(f"the point ({point[0]:g}, {point[1]:g}) is outside of the image of {width} x {height} pixels")
 

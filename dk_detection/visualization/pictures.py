@@ -49,7 +49,7 @@ def new_figure(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=False):
-        axis.set_title(title, fontsize=8, pad=3)
+        axis.set_title(title, fontsize=8 if len(title) < 36 else 5.5, pad=3)
     return figure, axes
 
 
@@ -99,10 +99,8 @@ def draw_locations(axes: Axes, locations: Locations, points: Tensor, center: Seq
     share = _relative(locations.weights.numpy())
     order = share.argsort()  # the weightiest on top
     share, places = share[order], points.numpy()[order]
-    size = max(26 / math.sqrt(len(places) / 9), 5) if len(places) > 9 else 26
-    axes.scatter(
-        *places.T, s=size * (0.15 + 0.85 * share), color=_RED, alpha=0.25 + 0.75 * share, linewidths=0, zorder=3
-    )
+    size = max(26 / math.sqrt(len(places) / 9), 7) if len(places) > 9 else 26
+    axes.scatter(*places.T, s=size * (0.15 + 0.85 * share), color=_RED, alpha=0.3 + 0.7 * share, linewidths=0, zorder=3)
     draw_node(axes, center)
 
 
@@ -272,7 +270,8 @@ def dilation_figure(tables: dict[str, dict], classes: Sequence[str]) -> Figure:
         axis.set_ylabel("effective dilation", fontsize=7)
         axis.set_title(title, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    all_axes[0].legend(fontsize=6, ncols=4, frameon=False, loc="upper left")
+        axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
+    all_axes[0].legend(fontsize=6, ncols=4, frameon=False, loc="upper right")
     figure.tight_layout()
     return figure
 

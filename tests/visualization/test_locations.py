@@ -15,12 +15,15 @@ from dk_detection.layers import (
     ModulatedDeformConv2d,
     ModulatedDeformKernelConv2d,
 )
+from dk_detection.ops import deform_psroi_pool, deform_roi_pool
 from dk_detection.visualization import (
     bin_locations,
     default_layer,
+    evaluation_mode,
     kernel_locations,
     listening,
     observe,
+    offset_norms,
     sampling_locations,
 )
 
@@ -284,3 +287,56 @@ def test_wrong_input(act, message):
 def test_the_default_layer_is_no_offset_branch():
     assert default_layer(Mixed()) == "high"
     assert default_layer(nn.ModuleDict({"a": Mixed(), "b": nn.Conv2d(1, 1, 3)}), "a.") == "a.high"
+
+
+def coordinates(height, width):
+    """An image whose two channels are x and y of each pixel: what samples it bilinearly gets where it looked."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([columns, rows]).float()[None] + 0.5
+
+
+def test_the_operator_samples_where_the_locations_are():
+    layer = DeformConv2d(2, 2, 1, stride=2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(2)[..., None, None])
+        layer.conv_offset.weight.normal_(0, 0.05)
+    seen = observe(nn.Sequential(layer).eval(), coordinates(21, 25), "0")
+    for node in ((4, 5), (6, 8)):
+        found = sampling_locations(seen, node)
+        assert (found.points[0] - torch.tensor(found.center)).norm() > 0.1
+        assert torch.allclose(found.points[0].float(), seen.output[0, :, node[0], node[1]], atol=1e-4)
+
+
+def test_the_operators_pool_where_the_bins_are():
+    maps, scale = coordinates(32, 40), 0.5
+    rois = torch.tensor([[0.0, 12, 14, 44, 40], [0, 21.3, 20.8, 50.1, 43.9]])
+    offset = torch.rand(2, 2, 2, 3) - 0.5
+    middles, _ = bin_locations(rois, (2, 3), offset)
+    pooled = deform_roi_pool(maps, rois, (2, 3), offset=offset, spatial_scale=scale, sampling_ratio=2)
+    assert torch.allclose(pooled.movedim(1, -1) / scale, middles[:, 0].float(), atol=1e-3)
+
+    middles, size = bin_locations(rois, (2, 3), offset, position_sensitive=True, spatial_scale=scale)
+    pooled = deform_psroi_pool(
+        maps, rois, (2, 3), offset=offset, spatial_scale=scale, output_channels=2, group_size=1, samples_per_part=4
+    )
+    # The original takes its samples from the start of a bin on, not around its middle: an eighth of the bin earlier.
+    expected = middles[:, 0] - size[:, None, None] / 8
+    assert torch.allclose(pooled.movedim(1, -1) / scale, expected.float(), atol=1e-3)
+
+
+def test_norms_of_offsets_are_root_mean_squares():
+    network = nn.Sequential(DeformConv2d(2, 2, 1), ModulatedDeformKernelConv2d(2, 2, 1)).eval()
+    with torch.no_grad():
+        network[0].conv_offset.bias.copy_(torch.tensor([3.0, -4.0]))
+        network[1].kernel_offset.bias.copy_(torch.tensor([0.0, 0.5]))
+    with listening(network) as calls:
+        network(image())
+    assert offset_norms(calls) == {"0": pytest.approx(5), "1": 0, "1/kernel": pytest.approx(0.5)}
+
+
+def test_a_network_in_training_goes_on_as_it_was():
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.Dropout())).train()
+    network[0].eval()
+    with evaluation_mode(network):
+        assert not any(module.training for module in network.modules())
+    assert [module.training for module in network.modules()] == [True, False, True, True]
