@@ -94,8 +94,16 @@ def test_checkpoints_beside_one_another(draw, data, framework):
     x, y = numbers["r18"][0]["center"]
     assert abs(x - 40) <= 4 and abs(y - 52.5) <= 4
     assert sorted({each[0] - x for each in rigid}) == [-16, -8, 0, 8, 16]
-    assert picture.shape[0] > 1.5 * picture.shape[1] / 2
-    assert in_color(picture) > 0.05
+    # Two checkpoints by two places; there are red locations in each.
+    height, width = (side // 2 for side in picture.shape[:2])
+    for quarter in (
+        picture[:height, :width],
+        picture[:height, width:],
+        picture[height:, :width],
+        picture[height:, width:],
+    ):
+        red, green, blue = quarter[..., 0], quarter[..., 1], quarter[..., 2]
+        assert ((red > 0.7) & (green < 0.4) & (blue < 0.4)).sum() > 50
 
 
 @pytest.mark.parametrize("kind", ["receptive-field", "saliency"])
@@ -112,7 +120,7 @@ def test_what_sways_a_response(draw, data, framework, kind, place):
         assert entry["evaluations"] == 16 and entry["ended_early"]
     else:
         assert 0 < entry["radius"] < 128
-    assert in_color(picture) > 0.01
+    assert picture[..., :3].std() > 0.1  # not blank
 
 
 def test_the_whole_of_the_main_config(draw, data, framework, tmp_path):
