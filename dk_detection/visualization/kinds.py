@@ -101,7 +101,7 @@ def sampling(detectors: dict[str, Detector], options: Options):
         for place, axis in zip(places, axes, strict=True):
             options.say(f"{title}: sampling locations at {_text(place.point)}")
             found, points, center = _locations(seen, sample, place.point, options)
-            pictures.draw_image(axis, sample.image, fade=0.55)
+            pictures.draw_image(axis, sample.image, fade=0.4)
             pictures.draw_locations(axis, found, points, center)
             pictures.caption(axis, f"{len(points)} locations, spread {found.spread / np.mean(sample.scale):.0f} pixels")
             yield {
@@ -200,7 +200,7 @@ def bins(detectors: dict[str, Detector], options: Options):
             if weights is not None:
                 weights = weights.reshape(1, -1, *_size(module.output_size))[:, :1]
             middles, size = sample.to_image(middles[:, :1]), sample.to_image(size)
-            pictures.draw_image(axis, sample.image, fade=0.55)
+            pictures.draw_image(axis, sample.image, fade=0.4)
             pictures.draw_bins(axis, middles[0, 0], size[0], None if weights is None else weights[0, 0].double())
             pictures.draw_box(axis, place.box)
             rest = bin_locations(torch.tensor([place.box]), _size(module.output_size))[0]
@@ -352,7 +352,7 @@ def contact_sheet(
         pictures.draw_objects(row[0], objects)
         pictures.draw_image(row[1], sample.image)
         pictures.draw_objects(row[1], found)
-        pictures.draw_image(row[2], sample.image, fade=0.55)
+        pictures.draw_image(row[2], sample.image, fade=0.4)
         pictures.draw_box(row[2], box)
         pictures.draw_locations(row[2], locations, points, center)
         pictures.draw_field(row[3], sample.image, _on_image(values, sample))

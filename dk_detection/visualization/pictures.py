@@ -109,7 +109,7 @@ def draw_field(axes: Axes, image: np.ndarray, values: Tensor) -> None:
     height, width = image.shape[:2]
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    grey = 0.6 * image.astype(np.float32).mean(2, keepdims=True).repeat(3, 2) / 255
+    grey = 0.75 * image.astype(np.float32).mean(2, keepdims=True).repeat(3, 2) / 255
     field = values.detach().float().cpu().numpy()
     limit = np.quantile(field, 0.999)
     if not limit > 0:
@@ -285,7 +285,7 @@ def dynamics_figure(points: dict[str, np.ndarray], labels: list[str], deciles: n
         deciles: [n], 0 to 9.
         notes: By title, a line below each of the two.
     """
-    figure, axes = new_figure(len(points), 2, (1, 1), ["by class", "by size, from small (dark) to large (light)"])
+    figure, axes = new_figure(len(points), 2, (1, 1), ["by class", "by size, large ones light"])
     names = sorted(set(labels))
     for row, (title, places) in zip(axes, points.items(), strict=True):
         for number, name in enumerate(names):
@@ -296,7 +296,7 @@ def dynamics_figure(points: dict[str, np.ndarray], labels: list[str], deciles: n
             row[0].legend(fontsize=5, frameon=False, loc="best", handletextpad=0, borderpad=0)
         for axis, note in zip(row, notes[title], strict=True):
             caption(axis, note)
-        row[0].text(-0.01, 0.5, title, transform=row[0].transAxes, rotation=90, va="center", ha="right", fontsize=7)
+        row[0].text(-0.01, 0.5, title, transform=row[0].transAxes, rotation=90, va="center", ha="right", fontsize=5.5)
     figure.subplots_adjust(left=0.05)
     return figure
 

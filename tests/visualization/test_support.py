@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from dk_detection import to_deformable
 from dk_detection.errors import UserError
 from dk_detection.layers import DeformConv2d
-from dk_detection.visualization import effective_receptive_field, node_response, saliency_region
+from dk_detection.visualization import (
+    effective_receptive_field,
+    node_response,
+    observe,
+    saliency_region,
+    sampling_locations,
+)
 
 
 def test_the_receptive_field_of_stacked_box_filters_is_the_binomial():
@@ -107,3 +114,19 @@ def test_a_flat_response_has_an_empty_field():
     field = effective_receptive_field(lambda data: (data - 9).relu(), torch.rand(1, 2, 8, 9))
     assert field.shape == (8, 9)
     assert not field.any()
+
+
+def test_a_plain_classifier():
+    torchvision = pytest.importorskip("torchvision")
+    network = torchvision.models.resnet18(weights=None, num_classes=5).eval()
+    assert to_deformable(network, "mdconv", select="layer4.*.conv2") == ["layer4.0.conv2", "layer4.1.conv2"]
+    image = torch.rand(1, 3, 64, 96)
+    seen = observe(network, image, "layer4")
+    found = sampling_locations(seen, seen.node_at((50, 30)))
+    assert found.layers == ["layer4.1.conv2", "layer4.0.conv2"]
+    assert len(found.points) == 81
+    assert torch.allclose(found.points.mean(0), torch.tensor(found.center, dtype=torch.float64))
+    by_node = effective_receptive_field(node_response(network, "layer4", found.node), image)
+    by_class = effective_receptive_field(lambda data: network(data)[0, 3], image)
+    assert by_node.shape == by_class.shape == (64, 96)
+    assert by_class.min() > 0
