@@ -72,13 +72,24 @@ class _RoIPool(nn.Module):
         # Both poolings work on channels-last maps: reordered once, here, it need not be done in each of them.
         maps = input.contiguous(memory_format=torch.channels_last)
         scale = self.spatial_scale if spatial_scale is None else spatial_scale
-        pooled = self._pool(maps, rois, self.branch_size, scale)
-        offset, mask = self._offset_and_mask(pooled.flatten(1))
-        offset = offset.view(-1, 2, *self.output_size)  # [n, 2, outH, outW]: x, then y
-        if mask is not None:
-            mask = mask.view(-1, 1, *self.output_size)
-        output = self._pool(maps, rois, self.output_size, scale, offset, mask)
+        output = self._pool(maps, rois, self.output_size, scale, **self.sampling(maps, rois, scale))
         return output.contiguous() if input.is_contiguous() else output
+
+    def sampling(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> dict[str, Tensor]:
+        """What the branch makes of a rigid pooling of the RoIs: the arguments of the operator that say where it looks.
+
+        Args:
+            input, rois, spatial_scale: As `forward`'s.
+
+        Returns:
+            {"offset": [n, 2, outH, outW]}, x, then y, in units of `gamma` * RoI size; and, where the layer modulates,
+            {"mask": [n, 1, outH, outW]}.
+        """
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
+        pooled = self._pool(input, rois, self.branch_size, scale)
+        offset, mask = self._offset_and_mask(pooled.flatten(1))
+        values = {"offset": offset.view(-1, 2, *self.output_size)}
+        return values if mask is None else {**values, "mask": mask.view(-1, 1, *self.output_size)}
 
     def _pool(self, maps, rois, output_size, spatial_scale, offset=None, mask=None):
         return deform_roi_pool(

@@ -71,7 +71,7 @@ def copied(trained, tmp_path):
 @pytest.fixture
 def half_way(copied):
     """The run as it was after its second iteration."""
-    for path in (copied / "iter_4.pth", copied / "predictions.png", *copied.glob("val.*")):
+    for path in (copied / "iter_4.pth", copied / "contact_sheet.png", *copied.glob("val.*")):
         path.unlink()
     (copied / "last_checkpoint").write_text(str(copied / "iter_2.pth"))
     return copied
@@ -216,7 +216,7 @@ def test_training_leaves_everything_in_one_folder(trained):
     assert {path.name for path in work_dir.glob("*.*")} == {
         "iter_2.pth",
         "iter_4.pth",
-        "predictions.png",
+        "contact_sheet.png",
         "tiny.py",
         "val.bbox.json",
         "val.metrics.json",
@@ -251,7 +251,7 @@ def test_finished_run_is_left_alone(train_net, config, trained):
 def test_finished_training_without_results_is_evaluated(train_net, config, trained, copied, lost):
     results = json.loads((copied / "val.metrics.json").read_text())
     (copied / lost).unlink()
-    (copied / "predictions.png").unlink()
+    (copied / "contact_sheet.png").unlink()
     done = train_net("--config", config, "--work-dir", copied, "--resume")
     assert done.code == 0, done.err
     assert f"{copied}/iter_4.pth: the training is finished; evaluating." in done.out
@@ -260,7 +260,7 @@ def test_finished_training_without_results_is_evaluated(train_net, config, train
     record = json.loads((copied / "val.metrics.json").read_text())
     assert (record["iteration"], record["metrics"]) == (4, results["metrics"])
     assert record["files"] == ["val.bbox.json", "val.segm.json"]
-    assert all((copied / name).is_file() for name in [*record["files"], "predictions.png"])
+    assert all((copied / name).is_file() for name in [*record["files"], "contact_sheet.png"])
 
 
 def test_resume_continues(train_net, config, half_way):
@@ -328,7 +328,7 @@ def test_eval_only(train_net, config, trained, tmp_path):
         "--config", config, "--work-dir", work_dir, "--eval-only", "--checkpoint", trained[0] / "iter_4.pth"
     )
     assert done.code == 0, done.err
-    assert {"test.bbox.json", "test.segm.json", "test.metrics.json", "predictions.png"} <= set(os.listdir(work_dir))
+    assert {"test.bbox.json", "test.segm.json", "test.metrics.json", "contact_sheet.png"} <= set(os.listdir(work_dir))
     assert done.out.splitlines()[-2] == trained[1].out.splitlines()[-2].replace("val:", "test:")
     assert json.loads((work_dir / "test.bbox.json").read_text()) == json.loads(
         (trained[0] / "val.bbox.json").read_text()
