@@ -92,7 +92,7 @@ $(STAMPS)/packages: pyproject.toml | $(STAMPS)/extension
 	@echo "Installing MMDetection. Unless pip finds a wheel of mmcv it is built from source: 10 to 20 minutes on 2 cores, once."
 	@$(BIN)/python -c "$$CHECK_CUDA" 2>/dev/null || export CUDA_VISIBLE_DEVICES=; \
 		$(BIN)/python -m pip install --no-build-isolation $(call pin,mmcv)
-	$(BIN)/python -m pip install --no-build-isolation "dk-detection[mmdet,dev]"
+	$(BIN)/python -m pip install --no-build-isolation "dk-detection[mmdet,evaluation,visualization,dev]"
 	@$(BIN)/python -c "import cv2" || { echo "OpenCV lacks system libraries: install libgl1 and libglib2.0-0." >&2; exit 1; }
 	@touch $@
 

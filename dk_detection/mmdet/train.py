@@ -27,6 +27,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from dk_detection.datasets.coco_check import handed_on
+from dk_detection.convert import translate_names
 from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import (
     check_fits,
@@ -183,6 +184,7 @@ def _build_runner(cfg: Config, evaluates: bool = False) -> Runner:
     if cfg.launcher != "none" and get_device() == "cpu":
         _join_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    translate_names(getattr(runner.model, "module", runner.model))  # checkpoints of MMDetection 1
     runner.register_hook(_RunHook(evaluates), priority="LOWEST")
     return runner
 
