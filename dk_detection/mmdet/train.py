@@ -26,8 +26,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from dk_detection.datasets.coco_check import handed_on
 from dk_detection.convert import translate_names
+from dk_detection.datasets.coco_check import handed_on
 from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import (
     check_fits,
