@@ -38,10 +38,27 @@ from dk_detection.config_files import is_lazy_config
 from dk_detection.datasets.coco_check import handed_on
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
+from dk_detection.detectron2.options import override_lazy, override_yaml
 from dk_detection.detectron2.solver import LearningRateFactors
 from dk_detection.errors import UserError, catch_sigterm
 
-_LAZY_KEYS = ("model", "dataloader", "train", "optimizer", "lr_multiplier")
+# What a LazyConfig has to set.
+_LAZY_KEYS = (
+    "model",
+    "dataloader",
+    "dataloader.test",
+    "optimizer",
+    "lr_multiplier",
+    "train",
+    "train.device",
+    "train.output_dir",
+    "train.amp.enabled",
+    "train.max_iter",
+    "train.checkpointer",
+    "train.eval_period",
+    "train.log_period",
+    "train.ddp",
+)
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
 _INTERRUPTED = "interrupted; the same command with --resume continues"
 
@@ -202,10 +219,7 @@ class _YamlJob:
             self.cfg.merge_from_file(path)
         except Exception as error:
             raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        try:
-            self.cfg.merge_from_list(opts)
-        except Exception as error:
-            raise UserError(f"{' '.join(opts)}: expected KEY VALUE ... ({_reason(error)})") from error
+        override_yaml(self.cfg, opts)
 
     def data(self) -> dict:
         """The arguments of `check_data`."""
@@ -248,12 +262,12 @@ class _LazyJob:
             self.cfg = LazyConfig.load(path)
         except Exception as error:
             raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        try:
-            self.cfg = LazyConfig.apply_overrides(self.cfg, opts)
-        except Exception as error:
-            raise UserError(f"{' '.join(opts)}: expected key=value ... ({_reason(error)})") from error
-        if missing := [key for key in _LAZY_KEYS if key not in self.cfg]:
+        if missing := [key for key in _LAZY_KEYS if OmegaConf.select(self.cfg, key) is None]:
             raise UserError(f"{path}: the config sets no {missing[0]}")
+        self.cfg = override_lazy(self.cfg, opts, {key.partition(".")[0] for key in _LAZY_KEYS} | {"tta"})
+        for key in _LAZY_KEYS:
+            if OmegaConf.select(self.cfg, key) is None:
+                raise UserError(f"{path}: {key} is null, which has no meaning here")
 
     def data(self) -> dict:
         """The arguments of `check_data`."""

@@ -12,14 +12,13 @@ import json
 import math
 import numbers
 import os
-import shlex
 import urllib.error
 import warnings
 
 import torch
 from mmdet.registry import METRICS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -36,6 +35,7 @@ from dk_detection.mmdet.checkpoints import (
     read_training_state,
 )
 from dk_detection.mmdet.data_checks import check_data, class_of, evaluators_of
+from dk_detection.mmdet.options import load_config
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
     needed = ("model", "test_cfg") if args.eval_only else ("model", "train_cfg", "train_dataloader", "optim_wrapper")
     if missing := [key for key in needed if not cfg.get(key)]:
         raise UserError(f"{args.config_file}: the config sets no {missing[0]}")
-    cfg.launcher = args.launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    cfg.launcher = args.launcher or ("pytorch" if under_torchrun else cfg.get("launcher") or "none")
     stem = os.path.splitext(os.path.basename(args.config_file))[0]
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", stem)
     if args.amp:
@@ -85,29 +86,6 @@ def run(args: argparse.Namespace) -> None:
             f"pretrained weights could not be downloaded ({error.reason}); name a file of them with --cfg-options "
             "model.backbone.init_cfg.checkpoint=FILE, or start from random ones with model.backbone.init_cfg=None"
         ) from error
-
-
-def load_config(path: str, options: list[str] | None = None) -> Config:
-    """Loads a config of MMDetection and overrides some of its settings.
-
-    Raises:
-        UserError: A file of it cannot be loaded, or an option is not of the form key=value.
-    """
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
-        reason = f"{type(cause).__name__}: {_first_line(cause)}"
-        raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
-    if options:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-        try:
-            cfg.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
-        except Exception as error:
-            reason = f"expected KEY=VALUE ({_first_line(error)})"
-            raise UserError(f"--cfg-options {shlex.join(options)}: {reason}") from error
-    return cfg
 
 
 def _train(cfg: Config, resume: str | None) -> None:
@@ -299,7 +277,3 @@ def _is_main_process() -> bool:
 def _say(text: str) -> None:
     if _is_main_process():
         print(text, flush=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
