@@ -85,9 +85,10 @@ def override_yaml(cfg: CfgNode, options: list[str]) -> None:
 
 def _keys(cfg: CfgNode, place: str) -> Iterator[str]:
     for key, value in cfg.items():
-        yield place + key
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{place}{key}.")
+        else:
+            yield place + key
 
 
 def _reason(error: Exception) -> str:

@@ -128,7 +128,8 @@ def _places(value, node, place: str) -> Iterator[str]:
 
 def _is_made_from(node, value) -> bool:
     if isinstance(value, dict):
-        return isinstance(node, dict) and all(key in node and _is_made_from(node[key], value[key]) for key in value)
+        keys = value.keys() - {"_scope_"}  # MMEngine's own
+        return isinstance(node, dict) and all(key in node and _is_made_from(node[key], value[key]) for key in keys)
     if isinstance(value, (list, tuple)):
         return type(node) is type(value) and len(node) == len(value) and all(map(_is_made_from, node, value))
     return type(node) is type(value) and node == value

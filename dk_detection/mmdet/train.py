@@ -28,6 +28,7 @@ from mmengine.runner import Runner
 from dk_detection.datasets.coco_check import handed_on
 from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import (
+    bring_to_schedule,
     check_fits,
     check_same_run,
     latest_checkpoint,
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(cfg: Config, resume: str | None) -> None:
-    last = latest_checkpoint(cfg.work_dir)
+    last, differences = latest_checkpoint(cfg.work_dir), []
     if not resume:
         if last:
             raise UserError(
@@ -99,13 +100,15 @@ def _train(cfg: Config, resume: str | None) -> None:
     elif resume != "auto" or last:
         source = last if resume == "auto" else resume
         state = read_training_state(source)
-        check_same_run(cfg, state, source)
+        differences = check_same_run(cfg, state, source)
         if last and last != source:
             check_same_run(cfg, read_training_state(last), last)
         if _is_finished(cfg, state):
             _finish(cfg, source, state["meta"]["iter"])
             return
         cfg.resume, cfg.load_from = True, source
+        for difference in differences:
+            _say(f"{source}: the run goes on with another {difference}.")
     else:
         _say(f"{cfg.work_dir} holds no checkpoint yet: starting from scratch.")
         cfg.resume = False
@@ -114,6 +117,8 @@ def _train(cfg: Config, resume: str | None) -> None:
     contents = _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
 
     runner = _build_runner(cfg)
+    if any(difference.startswith(("param_scheduler", "train_dataloader")) for difference in differences):
+        runner.register_hook(_ScheduleHook(), priority="LOWEST")
     try:
         with handed_on(contents):
             runner.train()
@@ -205,6 +210,18 @@ def _keep_results(cfg: Config, mode: str) -> None:
         takes_prefix = "outfile_prefix" in inspect.signature(class_of(evaluator, METRICS)).parameters
         if takes_prefix and not evaluator.get("outfile_prefix"):
             evaluator["outfile_prefix"] = os.path.join(cfg.work_dir, f"{mode}{i}" if len(evaluators) > 1 else mode)
+
+
+class _ScheduleHook(Hook):
+    """For a run that is resumed with another schedule or batch."""
+
+    def after_load_checkpoint(self, runner, checkpoint) -> None:
+        old = checkpoint["optimizer"]["param_groups"][0]["lr"]
+        bring_to_schedule(checkpoint, runner)
+        new = checkpoint["optimizer"]["param_groups"][0]["lr"]
+        _say(
+            f"The schedule goes on as if it had been so from the start: learning rate {new:g}, in the checkpoint {old:g}."
+        )
 
 
 class _RunHook(Hook):
