@@ -82,7 +82,8 @@ $(STAMPS)/torch: pyproject.toml | $(STAMPS)/python
 $(STAMPS)/extension: pyproject.toml setup.py $(shell find csrc) | $(STAMPS)/torch
 	@echo "Building the extension: a minute or two, with CUDA some more."
 	$(BIN)/python -m pip install --no-build-isolation -e .
-	@$(BIN)/python -c "from dk_detection import _extension; _extension.require('make'); \
+	@$(BIN)/python -c "import sys; from dk_detection import _extension; \
+		_extension.is_available() or sys.exit(str(_extension.missing('make'))); \
 		print('The extension is built', 'with CUDA.' if _extension.built_with_cuda() else 'for the CPU only.')"
 	@touch $@
 

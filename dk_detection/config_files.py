@@ -1,8 +1,14 @@
-"""Tells from the text of a config file which framework it is for. Nothing is imported or run."""
+"""What both frameworks' configs have in common: which framework a file is for, and whether a setting means anything.
+
+The framework is told from the text alone; nothing is imported or run for it.
+"""
 
 import ast
+import difflib
+import inspect
 import os
 import re
+from collections.abc import Callable, Iterable
 
 from dk_detection.errors import UserError
 
@@ -64,6 +70,56 @@ def is_lazy_config(path: str | os.PathLike) -> bool:
         return True
     with open(path, encoding="utf-8") as file:
         return _LAZY_YAML.search(file.read()) is not None
+
+
+def parameters_of(function: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The named parameters of a class or a function, of a class also those that it hands on to its bases in **kwargs.
+
+    Returns:
+        The parameters by name, and whether there may be others that nobody can tell.
+    """
+    functions = [function]
+    if inspect.isclass(function):
+        functions = [vars(base)["__init__"] for base in function.__mro__ if "__init__" in vars(base)]
+    found = {}
+    for one in functions:
+        parameters = inspect.signature(one).parameters
+        found = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | found
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            return found, False
+    return found, True
+
+
+def check_new_key(place: str, key: str, known: Iterable[str], functions: list[Callable]) -> bool:
+    """Checks a setting that a config does not have and the user gave.
+
+    What calls functions with their settings takes those that are parameters. Elsewhere a name that is nearly a known
+    one is taken for a slip.
+
+    Args:
+        place: Where the setting is, "model.backbone".
+        key: Its name.
+        known: The names that are there.
+        functions: What the settings at that place may be arguments of; empty where they are read in another way.
+
+    Returns:
+        Whether something takes it for certain.
+
+    Raises:
+        UserError: Nothing takes it.
+    """
+    known, certain = set(known), False
+    if functions:
+        signatures = [parameters_of(function) for function in functions]
+        if any(key in names for names, _ in signatures):
+            return True
+        certain = not any(is_open for _, is_open in signatures)
+        known = known.union(*(names for names, _ in signatures)) - {"self"}
+    close = difflib.get_close_matches(key, known, 1, 0.7)
+    if close or certain:
+        instead = f"; did you mean {'.'.join(filter(None, [place, close[0]]))}?" if close else ""
+        raise UserError(f"there is no setting {'.'.join(filter(None, [place, key]))}{instead}")
+    return False
 
 
 def _is_lazy_python(tree: ast.Module) -> bool:

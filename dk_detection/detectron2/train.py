@@ -10,6 +10,7 @@ import os
 import urllib.error
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 
 import torch
@@ -38,10 +39,18 @@ from dk_detection.config_files import is_lazy_config
 from dk_detection.datasets.coco_check import handed_on
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
+from dk_detection.detectron2.options import override_lazy, override_yaml
 from dk_detection.detectron2.solver import LearningRateFactors
 from dk_detection.errors import UserError, catch_sigterm
 
-_LAZY_KEYS = ("model", "dataloader", "train", "optimizer", "lr_multiplier")
+# What a LazyConfig has to set.
+_LAZY_KEYS = {
+    **dict.fromkeys(("model", "dataloader", "train", "optimizer", "lr_multiplier"), DictConfig),
+    **dict.fromkeys(("train.amp", "train.ddp", "train.checkpointer"), DictConfig),
+    **dict.fromkeys(("train.device", "train.output_dir"), str),
+    **dict.fromkeys(("train.max_iter", "train.eval_period", "train.log_period"), int),
+    "train.amp.enabled": bool,
+}
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
 _INTERRUPTED = "interrupted; the same command with --resume continues"
 
@@ -117,6 +126,10 @@ def _main(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> "_YamlJob | _LazyJob":
     job = (_LazyJob if is_lazy_config(args.config_file) else _YamlJob)(args.config_file, args.opts)
+    try:
+        torch.device(job.device)
+    except RuntimeError as error:
+        raise UserError(f"{args.config_file}: {job.device!r} is no device ({_reason(error)})") from error
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         job.device = "cpu"
     if job.amp and job.device == "cpu" and not args.eval_only:
@@ -202,10 +215,7 @@ class _YamlJob:
             self.cfg.merge_from_file(path)
         except Exception as error:
             raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        try:
-            self.cfg.merge_from_list(opts)
-        except Exception as error:
-            raise UserError(f"{' '.join(opts)}: expected KEY VALUE ... ({_reason(error)})") from error
+        override_yaml(self.cfg, opts)
 
     def data(self) -> dict:
         """The arguments of `check_data`."""
@@ -225,7 +235,8 @@ class _YamlJob:
 
     def train(self, resume: bool) -> dict:
         trainer = _Trainer(self.cfg)
-        trainer.resume_or_load(resume)
+        with _keeping(trainer.optimizer):
+            trainer.resume_or_load(resume)
         if self.cfg.TEST.AUG.ENABLED:
             trainer.register_hooks([hooks.EvalHook(0, lambda: _Trainer.test_augmented(self.cfg, trainer.model))])
         trainer.train()
@@ -248,12 +259,14 @@ class _LazyJob:
             self.cfg = LazyConfig.load(path)
         except Exception as error:
             raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        try:
-            self.cfg = LazyConfig.apply_overrides(self.cfg, opts)
-        except Exception as error:
-            raise UserError(f"{' '.join(opts)}: expected key=value ... ({_reason(error)})") from error
-        if missing := [key for key in _LAZY_KEYS if key not in self.cfg]:
-            raise UserError(f"{path}: the config sets no {missing[0]}")
+        keys = {key.partition(".")[0] for key in _LAZY_KEYS}
+        self.cfg = override_lazy(self.cfg, opts, keys | {"tta"})
+        for key, kind in _LAZY_KEYS.items():
+            value = OmegaConf.select(self.cfg, key)
+            if value is None:
+                raise UserError(f"{path}: the config sets no {key}")
+            if not isinstance(value, kind):
+                raise UserError(f"{path}: {key} is {value!r}, expected {kind.__name__}")
 
     def data(self) -> dict:
         """The arguments of `check_data`."""
@@ -288,7 +301,8 @@ class _LazyJob:
         if comm.is_main_process():  # last, so that the figures of an evaluation are written too
             writers = default_writers(self.output_dir, cfg.train.max_iter)
             trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
-        checkpointer.resume_or_load(self.weights, resume=resume)
+        with _keeping(optimizer):
+            checkpointer.resume_or_load(self.weights, resume=resume)
         resumed = resume and checkpointer.has_checkpoint()
         trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
         return _latest(trainer)
@@ -317,6 +331,24 @@ class _LazyJob:
         if comm.is_main_process():
             print_csv_format(results)
         return results or {}
+
+
+@contextmanager
+def _keeping(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Refuses a checkpoint that puts other settings of the optimiser in place of the config's; only `lr` may move."""
+
+    def settings() -> list[dict]:
+        return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+
+    asked = settings()
+    yield
+    for ours, theirs in zip(asked, settings(), strict=True):
+        if unlike := [key for key in ours if theirs.get(key) != ours[key]]:
+            key, name = unlike[0], unlike[0].replace("initial_lr", "learning rate")
+            raise UserError(
+                f"--resume goes on with the optimiser of the checkpoint: {name} {theirs.get(key)} there, {ours[key]} in "
+                "the config; choose another output folder and name the checkpoint as weights to start a new run from"
+            )
 
 
 def _num_classes(node: DictConfig, place: str) -> Iterator[tuple[str, int]]:

@@ -10,6 +10,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 
+from dk_detection.config_files import parameters_of
 from dk_detection.datasets import deformed_shapes
 from dk_detection.datasets.coco_check import SAMPLE, CocoFile, check_labels
 from dk_detection.errors import UserError
@@ -142,8 +143,9 @@ def _check_heads(cfg: Config, where: str, number: int) -> None:
         place, value, is_head = todo.pop()
         if isinstance(value, dict):
             todo += [(f"{place}.{key}", inner, key in _HEADS) for key, inner in value.items()]
-            wanted = value.get("num_classes", argument_of(class_of(value, MODELS), "num_classes")) if is_head else None
-            if isinstance(wanted, int) and wanted != number:
+            default = getattr(parameters_of(class_of(value, MODELS))[0].get("num_classes"), "default", None)
+            wanted = value.get("num_classes", default)
+            if is_head and isinstance(wanted, int) and wanted != number:
                 raise UserError(f"{place}.num_classes is {wanted}, and {where} has {number} classes")
         elif isinstance(value, (list, tuple)):
             todo += [(f"{place}[{i}]", inner, is_head) for i, inner in enumerate(value)]
@@ -187,15 +189,6 @@ def class_of(settings: dict, registry) -> type:
     kind = settings.get("type")
     kind = kind if inspect.isclass(kind) else registry.get(kind) if isinstance(kind, str) else None
     return kind if inspect.isclass(kind) else object
-
-
-def argument_of(kind: type, name: str):
-    """The default of an argument of a class, of its own or one that it hands on to a base; None without one."""
-    for base in kind.__mro__:
-        parameter = inspect.signature(base.__init__).parameters.get(name) if "__init__" in vars(base) else None
-        if parameter:
-            return None if parameter.default is parameter.empty else parameter.default
-    return None
 
 
 def _is_local(where: str, settings: dict) -> bool:

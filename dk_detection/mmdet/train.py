@@ -12,14 +12,13 @@ import json
 import math
 import numbers
 import os
-import shlex
 import urllib.error
 import warnings
 
 import torch
 from mmdet.registry import METRICS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -30,6 +29,7 @@ from dk_detection.convert import translate_names
 from dk_detection.datasets.coco_check import handed_on
 from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import (
+    bring_to_schedule,
     check_fits,
     check_same_run,
     latest_checkpoint,
@@ -37,6 +37,7 @@ from dk_detection.mmdet.checkpoints import (
     read_training_state,
 )
 from dk_detection.mmdet.data_checks import check_data, class_of, evaluators_of
+from dk_detection.mmdet.options import load_config
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
     needed = ("model", "test_cfg") if args.eval_only else ("model", "train_cfg", "train_dataloader", "optim_wrapper")
     if missing := [key for key in needed if not cfg.get(key)]:
         raise UserError(f"{args.config_file}: the config sets no {missing[0]}")
-    cfg.launcher = args.launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    cfg.launcher = args.launcher or ("pytorch" if under_torchrun else cfg.get("launcher") or "none")
     stem = os.path.splitext(os.path.basename(args.config_file))[0]
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", stem)
     if args.amp:
@@ -88,31 +90,8 @@ def run(args: argparse.Namespace) -> None:
         ) from error
 
 
-def load_config(path: str, options: list[str] | None = None) -> Config:
-    """Loads a config of MMDetection and overrides some of its settings.
-
-    Raises:
-        UserError: A file of it cannot be loaded, or an option is not of the form key=value.
-    """
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
-        reason = f"{type(cause).__name__}: {_first_line(cause)}"
-        raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
-    if options:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-        try:
-            cfg.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
-        except Exception as error:
-            reason = f"expected KEY=VALUE ({_first_line(error)})"
-            raise UserError(f"--cfg-options {shlex.join(options)}: {reason}") from error
-    return cfg
-
-
 def _train(cfg: Config, resume: str | None) -> None:
-    last = latest_checkpoint(cfg.work_dir)
+    last, differences = latest_checkpoint(cfg.work_dir), []
     if not resume:
         if last:
             raise UserError(
@@ -122,13 +101,15 @@ def _train(cfg: Config, resume: str | None) -> None:
     elif resume != "auto" or last:
         source = last if resume == "auto" else resume
         state = read_training_state(source)
-        check_same_run(cfg, state, source)
+        differences = check_same_run(cfg, state, source)
         if last and last != source:
             check_same_run(cfg, read_training_state(last), last)
         if _is_finished(cfg, state):
             _finish(cfg, source, state["meta"]["iter"])
             return
         cfg.resume, cfg.load_from = True, source
+        for difference in differences:
+            _say(f"{source}: the run goes on with another {difference}.")
     else:
         _say(f"{cfg.work_dir} holds no checkpoint yet: starting from scratch.")
         cfg.resume = False
@@ -137,6 +118,8 @@ def _train(cfg: Config, resume: str | None) -> None:
     contents = _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
 
     runner = _build_runner(cfg)
+    if any(difference.startswith(("param_scheduler", "train_dataloader")) for difference in differences):
+        runner.register_hook(_ScheduleHook(), priority="LOWEST")
     try:
         with handed_on(contents):
             runner.train()
@@ -231,6 +214,18 @@ def _keep_results(cfg: Config, mode: str) -> None:
             evaluator["outfile_prefix"] = os.path.join(cfg.work_dir, f"{mode}{i}" if len(evaluators) > 1 else mode)
 
 
+class _ScheduleHook(Hook):
+    """For a run that is resumed with another schedule or batch."""
+
+    def after_load_checkpoint(self, runner, checkpoint) -> None:
+        old = checkpoint["optimizer"]["param_groups"][0]["lr"]
+        bring_to_schedule(checkpoint, runner)
+        new = checkpoint["optimizer"]["param_groups"][0]["lr"]
+        _say(
+            f"The schedule goes on as if it had been so from the start: learning rate {new:g}, in the checkpoint {old:g}."
+        )
+
+
 class _RunHook(Hook):
     """Evaluates no half-loaded model, and leaves the figures of the last evaluation in the work folder."""
 
@@ -301,7 +296,3 @@ def _is_main_process() -> bool:
 def _say(text: str) -> None:
     if _is_main_process():
         print(text, flush=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -399,7 +399,8 @@ def test_heads_that_fit(root):
 )
 def test_settings_of_the_wrong_kind(root, change, message):
     cfg = config(root)
-    cfg.train_dataloader.dataset.update(change)
+    for key, value in change.items():
+        cfg.train_dataloader.dataset[key] = value
     found = refused(cfg)
     assert found.startswith("train_dataloader.dataset")
     assert message in found
