@@ -120,9 +120,8 @@ def _write(source: _Source, kinds: list[str], paths: list[Path], stem: str) -> N
             for member in members:
                 member.write("\n]\n")
     except OSError as error:
-        raise UserError(
-            f"{paths[0].parent}: the package cannot be written ({error.strerror}); none was made"
-        ) from error
+        names = " and ".join(map(str, paths))
+        raise UserError(f"{names} cannot be written ({error.strerror}); nothing was left under the name") from error
 
 
 @contextmanager

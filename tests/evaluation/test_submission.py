@@ -171,7 +171,7 @@ def test_nothing_half_written_is_left(tmp_path, images, earlier, results):
     with pytest.raises(UserError, match=f"detection {len(results)}: image_id 999"):
         pack([path], images, "a", str(tmp_path / "out"))
     path = write(tmp_path / "r.json", results[:-1])
-    with files_of_at_most(1000), pytest.raises(UserError, match="the package cannot be written"):
+    with files_of_at_most(1000), pytest.raises(UserError, match=r"_results\.zip cannot be written"):
         pack([path], images, "a", str(tmp_path / "out"))
     assert digest(earlier) == before
     assert sorted(file.name for file in (tmp_path / "out").rglob("*") if file.is_file()) == [earlier.name] * 2
@@ -189,7 +189,7 @@ def test_interrupted(tmp_path, images, of_detectron2, monkeypatch):
 
 def test_unwritable_folder(tmp_path, images, of_detectron2):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="the package cannot be written"):
+    with pytest.raises(UserError, match=r"_results\.zip cannot be written"):
         pack(of_detectron2, images, "a", str(tmp_path / "file"))
 
 

@@ -8,17 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-<<<<<<< HEAD
-=======
-from mmengine.config import Config
-from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper, ReduceOnPlateauLR
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
->>>>>>> launcher
 from torch import nn
 
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from mmengine.config import Config
+from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper, ReduceOnPlateauLR
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from dk_detection.errors import UserError
 from dk_detection.layers import ModulatedDeformConv2d
