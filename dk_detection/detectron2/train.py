@@ -346,8 +346,8 @@ def _keeping(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         if unlike := [key for key in ours if theirs.get(key) != ours[key]]:
             key, name = unlike[0], unlike[0].replace("initial_lr", "learning rate")
             raise UserError(
-                f"--resume goes on with the optimiser of the checkpoint: {name} {theirs.get(key)} there, {ours[key]} in "
-                "the config; choose another output folder and name the checkpoint as weights to start a new run from"
+                f"--resume goes on with the optimiser of the checkpoint: {name} {theirs.get(key)} there, {ours[key]} "
+                "in the config; choose another output folder and name the checkpoint as weights to start a new run from"
             )
 
 

@@ -222,7 +222,8 @@ class _ScheduleHook(Hook):
         bring_to_schedule(checkpoint, runner)
         new = checkpoint["optimizer"]["param_groups"][0]["lr"]
         _say(
-            f"The schedule goes on as if it had been so from the start: learning rate {new:g}, in the checkpoint {old:g}."
+            "The schedule goes on as if it had been so from the start: "
+            f"learning rate {new:g}, in the checkpoint {old:g}."
         )
 
 
