@@ -82,7 +82,8 @@ $(STAMPS)/torch: pyproject.toml | $(STAMPS)/python
 $(STAMPS)/extension: pyproject.toml setup.py $(shell find csrc) | $(STAMPS)/torch
 	@echo "Building the extension: a minute or two, with CUDA some more."
 	$(BIN)/python -m pip install --no-build-isolation -e .
-	@$(BIN)/python -c "from dk_detection import _extension; _extension.require('make'); \
+	@$(BIN)/python -c "import sys; from dk_detection import _extension; \
+		_extension.is_available() or sys.exit(str(_extension.missing('make'))); \
 		print('The extension is built', 'with CUDA.' if _extension.built_with_cuda() else 'for the CPU only.')"
 	@touch $@
 
@@ -92,7 +93,7 @@ $(STAMPS)/packages: pyproject.toml | $(STAMPS)/extension
 	@echo "Installing MMDetection. Unless pip finds a wheel of mmcv it is built from source: 10 to 20 minutes on 2 cores, once."
 	@$(BIN)/python -c "$$CHECK_CUDA" 2>/dev/null || export CUDA_VISIBLE_DEVICES=; \
 		$(BIN)/python -m pip install --no-build-isolation $(call pin,mmcv)
-	$(BIN)/python -m pip install --no-build-isolation "dk-detection[mmdet,evaluation,dev]"
+	$(BIN)/python -m pip install --no-build-isolation "dk-detection[mmdet,evaluation,visualization,dev]"
 	@$(BIN)/python -c "import cv2" || { echo "OpenCV lacks system libraries: install libgl1 and libglib2.0-0." >&2; exit 1; }
 	@touch $@
 

@@ -79,7 +79,7 @@ def extension(with_cuda: bool):
         "dk_detection._C",
         sources,
         include_dirs=[str(ROOT / "csrc")],
-        depends=[path.as_posix() for path in (ROOT / "csrc").rglob("*.h")],
+        depends=[path.as_posix() for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh")],
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-Xcompiler", "-fvisibility=hidden"]},
         extra_link_args=link,
     )

@@ -1,5 +1,7 @@
 """Loads the compiled library. Where that fails the reason is kept and told at the first call of an operator."""
 
+from collections.abc import Sequence
+
 import torch
 
 _BUILD = "pip install --no-build-isolation -e ."
@@ -19,13 +21,38 @@ def is_available() -> bool:
 
 def built_with_cuda() -> bool:
     """Whether the compiled library holds the CUDA kernels."""
-    return is_available() and torch._C._dispatch_has_kernel_for_dispatch_key("dk_detection::deform_conv2d", "CUDA")
+    operator = getattr(torch.ops.dk_detection, "deform_conv2d", None) if is_available() else None
+    return operator is not None and operator.default.has_kernel_for_dispatch_key("CUDA")
 
 
-def require(operator: str) -> None:
-    """Raises RuntimeError with the way out if `operator` cannot run because the compiled library is missing."""
-    if _error is not None:
-        raise RuntimeError(
-            f"{operator}: the compiled library of dk_detection could not be loaded ({_error}). It has to be built for "
-            f"the installed torch {torch.__version__}: in the project's folder run `{_BUILD}`, or `make setup`."
-        ) from _error
+def find(operator: str, arguments: Sequence[str]) -> tuple | None:
+    """`operator` and its backward from the compiled library.
+
+    Args:
+        operator: Its name.
+        arguments: The names of its arguments, in order.
+
+    Returns:
+        Both, or None if the library is missing or has no such operator: it was then built from other sources than the
+        Python files beside it.
+    """
+    if not is_available():
+        return None
+    found = [getattr(torch.ops.dk_detection, name, None) for name in (operator, f"{operator}_backward")]
+    if None in found or [a.name for a in found[0].default._schema.arguments] != list(arguments):
+        return None
+    return tuple(packet.default for packet in found)
+
+
+def missing(operator: str) -> RuntimeError:
+    """The error that says why `operator`, which `find` did not find, cannot run, and the way out."""
+    if is_available():
+        reason = "does not have this operator as it is called here: it was built from other sources. Build it again"
+    else:
+        reason = f"could not be loaded ({_error}). It has to be built for the installed torch {torch.__version__}"
+    error = RuntimeError(
+        f"{operator}: the compiled library of dk_detection {reason}: in the project's folder run `{_BUILD}`, or "
+        "`make setup`."
+    )
+    error.__cause__ = _error
+    return error

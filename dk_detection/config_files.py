@@ -1,18 +1,30 @@
-"""Tells from the text of a config file which framework it is for. Nothing is imported or run."""
+"""What both frameworks' configs have in common: which framework a file is for, and whether a setting means anything.
+
+The framework is told from the text alone; nothing is imported or run for it.
+"""
 
 import ast
+import difflib
+import inspect
 import os
 import re
+from collections.abc import Callable, Iterable
 
 from dk_detection.errors import UserError
 
 MMDET, DETECTRON2 = "mmdet", "detectron2"
+_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 _MMDET_NAMES = {"_base_", "default_scope", "custom_imports"}
 _DETECTRON2_PACKAGES = ("detectron2", "omegaconf", "fvcore", "dk_detection.detectron2")
 # Detectron2's own YAML has keys in capitals; its LazyConfigs, saved as YAML, name what to call.
 _LAZY_YAML = re.compile(r"^\s*(- )?_target_\s*:", re.MULTILINE)
 _DETECTRON2_YAML = re.compile(rf"^(_BASE_|[A-Z][A-Z0-9_]*)\s*:|{_LAZY_YAML.pattern}", re.MULTILINE)
+
+
+def is_config_file(path: str | os.PathLike) -> bool:
+    """Whether a file has the name of a config file."""
+    return os.path.splitext(path)[1].lower() in _SUFFIXES
 
 
 def framework_of(path: str | os.PathLike) -> str:
@@ -30,8 +42,7 @@ def framework_of(path: str | os.PathLike) -> str:
     Raises:
         UserError: The file is not there, cannot be read, or is not a config file.
     """
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in (".py", ".json", ".yaml", ".yml"):
+    if not is_config_file(path):
         raise UserError(f"{path}: a config file ends in .py, .json, .yaml or .yml")
     try:
         with open(path, encoding="utf-8") as file:
@@ -40,6 +51,7 @@ def framework_of(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: there is no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the config file cannot be read ({error})") from error
+    suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json":
         return MMDET
     if suffix != ".py":
@@ -58,6 +70,56 @@ def is_lazy_config(path: str | os.PathLike) -> bool:
         return True
     with open(path, encoding="utf-8") as file:
         return _LAZY_YAML.search(file.read()) is not None
+
+
+def parameters_of(function: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The named parameters of a class or a function, of a class also those that it hands on to its bases in **kwargs.
+
+    Returns:
+        The parameters by name, and whether there may be others that nobody can tell.
+    """
+    functions = [function]
+    if inspect.isclass(function):
+        functions = [vars(base)["__init__"] for base in function.__mro__ if "__init__" in vars(base)]
+    found = {}
+    for one in functions:
+        parameters = inspect.signature(one).parameters
+        found = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | found
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            return found, False
+    return found, True
+
+
+def check_new_key(place: str, key: str, known: Iterable[str], functions: list[Callable]) -> bool:
+    """Checks a setting that a config does not have and the user gave.
+
+    What calls functions with their settings takes those that are parameters. Elsewhere a name that is nearly a known
+    one is taken for a slip.
+
+    Args:
+        place: Where the setting is, "model.backbone".
+        key: Its name.
+        known: The names that are there.
+        functions: What the settings at that place may be arguments of; empty where they are read in another way.
+
+    Returns:
+        Whether something takes it for certain.
+
+    Raises:
+        UserError: Nothing takes it.
+    """
+    known, certain = set(known), False
+    if functions:
+        signatures = [parameters_of(function) for function in functions]
+        if any(key in names for names, _ in signatures):
+            return True
+        certain = not any(is_open for _, is_open in signatures)
+        known = known.union(*(names for names, _ in signatures)) - {"self"}
+    close = difflib.get_close_matches(key, known, 1, 0.7)
+    if close or certain:
+        instead = f"; did you mean {'.'.join(filter(None, [place, close[0]]))}?" if close else ""
+        raise UserError(f"there is no setting {'.'.join(filter(None, [place, key]))}{instead}")
+    return False
 
 
 def _is_lazy_python(tree: ast.Module) -> bool:

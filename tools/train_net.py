@@ -5,26 +5,31 @@ import argparse
 import os
 import sys
 
-# mmengine's checkpoints hold more than tensors, and torch 2.6 and later load those only when told to.
-os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+try:
+    from dk_detection.config_files import DETECTRON2, MMDET, framework_of, is_config_file
+    from dk_detection.errors import Terminated, UserError, catch_sigterm, end_children
+except ImportError as error:
+    sys.exit(f"train_net.py: {error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
 
-_TORCHRUN = "`torchrun --nproc-per-node N tools/train_net.py ... --launcher pytorch`"
-# What takes the place of Detectron2's options in MMDetection.
-DETECTRON2_OPTIONS = {
-    "num_gpus": _TORCHRUN,
-    "num_machines": _TORCHRUN,
-    "machine_rank": _TORCHRUN,
-    "dist_url": _TORCHRUN,
-    "opts": "--cfg-options KEY=VALUE",
-}
-# And the other way round, in YAML and in a LazyConfig.
-MMDET_OPTIONS = {
-    "work_dir": ("OUTPUT_DIR DIR", "train.output_dir=DIR"),
-    "checkpoint": ("MODEL.WEIGHTS CKPT", "train.init_checkpoint=CKPT"),
-    "amp": ("SOLVER.AMP.ENABLED True", "train.amp.enabled=True"),
-    "auto_scale_lr": ("SOLVER.REFERENCE_WORLD_SIZE N", "optimizer.lr=RATE"),
-    "cfg_options": ("KEY VALUE ... at the end", "KEY=VALUE ... at the end"),
-    "launcher": ("--num-gpus N, or start it with torchrun",) * 2,
+NAMES = {MMDET: "MMDetection", DETECTRON2: "Detectron2"}
+TORCHRUN = "`torchrun --nproc-per-node N tools/train_net.py ...`"
+# Options that a framework does not have, with what takes their place there.
+INSTEAD = {
+    MMDET: {
+        "num_gpus": TORCHRUN,
+        "num_machines": TORCHRUN,
+        "machine_rank": TORCHRUN,
+        "dist_url": TORCHRUN,
+        "opts": "--cfg-options KEY=VALUE",
+    },
+    DETECTRON2: {
+        "work_dir": "OUTPUT_DIR DIR (YAML) or train.output_dir=DIR (LazyConfig)",
+        "checkpoint": "MODEL.WEIGHTS CKPT (YAML) or train.init_checkpoint=CKPT (LazyConfig)",
+        "amp": "SOLVER.AMP.ENABLED True (YAML) or train.amp.enabled=True (LazyConfig)",
+        "auto_scale_lr": "SOLVER.REFERENCE_WORLD_SIZE N (YAML) or optimizer.lr=RATE (LazyConfig)",
+        "cfg_options": "KEY VALUE ... (YAML) or KEY=VALUE ... (LazyConfig) at the end",
+        "launcher": f"--num-gpus N or {TORCHRUN}",
+    },
 }
 
 
@@ -34,69 +39,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def new_parser() -> Parser:
+def config_parser() -> Parser:
     """Knows the options that decide what the others mean."""
+    parser = Parser(prog="train_net.py", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--config", "--config-file", dest="config_file", metavar="CONFIG", help="the config; --config may be left out"
+    )
+    parser.add_argument(
+        "--framework", choices=(MMDET, DETECTRON2), help="which one CONFIG is for, should the file be misleading"
+    )
+    return parser
+
+
+def full_parser(framework: str | None) -> Parser:
     parser = Parser(
         prog="train_net.py",
         usage="%(prog)s --config CONFIG [options]",
         description="Train a detector, or evaluate it. The framework that CONFIG is for is found out from the file.",
         epilog="Checkpoints are loaded as Python pickles, which can run code: use those that you trust only.",
+        parents=[config_parser()],
         allow_abbrev=False,
     )
-    parser.add_argument("--config", "--config-file", metavar="CONFIG", help="the config file")
-    parser.add_argument(
-        "--framework",
-        choices=("auto", "mmdet", "detectron2"),
-        default="auto",
-        help="which framework CONFIG is for, should the file be misleading",
-    )
-    return parser
-
-
-def find_config(argv: list[str]) -> tuple[str | None, str]:
-    """The config that the command line names, and the framework it asks for, before the rest is understood.
-
-    What the rest means depends on the framework: --resume takes a checkpoint in one and nothing in the other.
-    """
-    args, rest = new_parser().parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])
-    named = (argument for argument in rest if os.path.splitext(argument)[1] in (".py", ".json", ".yaml", ".yml"))
-    return args.config or next(named, None), args.framework
-
-
-def parse_detectron2_args(argv: list[str], config: str) -> argparse.Namespace:
-    """Options of Detectron2's own train_net.py; those of MMDetection are understood so that an error can name them."""
-    parser = new_parser()
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--eval-only", action="store_true")
-    parser.add_argument("--num-gpus", type=int, default=1)
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0)
-    parser.add_argument("--dist-url", default="auto")
-    for option in ("--amp", "--auto-scale-lr"):
-        parser.add_argument(option, action="store_true")
-    for option in ("--work-dir", "--checkpoint", "--launcher"):
-        parser.add_argument(option)
-    parser.add_argument("--cfg-options", nargs="+")
-    parser.add_argument("--local_rank", "--local-rank", type=int)
-    parser.add_argument("opts", nargs="*")
-    args = parser.parse_intermixed_args(argv)
-    if not args.config:
-        args.config = config
-        if config in args.opts:  # another option may have taken it
-            args.opts.remove(config)
-    if args.num_machines > 1 and args.dist_url == "auto":
-        parser.error("--num-machines needs --dist-url, the address of the first machine: tcp://ADDRESS:PORT")
-    return args
-
-
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = new_parser()
-    parser.add_argument("positional", nargs="*", metavar="CONFIG", help="the config file, if not given by --config")
     parser.add_argument(
         "--resume",
-        nargs="?",
-        const="auto",
-        metavar="CKPT",
+        **(dict(action="store_true") if framework == DETECTRON2 else dict(nargs="?", const="auto", metavar="CKPT")),
         help="continue a training: from CKPT (MMDetection), or from the last checkpoint of the work folder, if any",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate on the config's test set, do not train")
@@ -111,111 +77,87 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     group.add_argument(
         "--cfg-options", nargs="+", metavar="KEY=VALUE", help="override settings: optim_wrapper.optimizer.lr=0.01"
     )
-    group.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    group.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        help="what started this process as one of several (default: pytorch under torchrun, else none)",
+    )
     group.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
     group = parser.add_argument_group(
         "options of Detectron2", "Behind all others: settings that override CONFIG's, KEY VALUE ... or KEY=VALUE ..."
     )
-    group.add_argument("--num-gpus", metavar="N", help="processes on this machine")
-    group.add_argument("--num-machines", metavar="N", help="machines")
-    group.add_argument("--machine-rank", metavar="I", help="number of this machine")
-    group.add_argument("--dist-url", metavar="URL", help="where the processes meet")
+    group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
+    group.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines")
+    group.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine")
+    group.add_argument("--dist-url", default="auto", metavar="URL", help="where the processes meet")
+    group.add_argument("opts", nargs="*", help=argparse.SUPPRESS)
+    return parser
 
-    args = parser.parse_intermixed_args(argv)
-    args.opts = args.positional if args.config else args.positional[1:]
-    args.config = args.config or next(iter(args.positional), None)
-    if args.config is None:
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The options, as the framework of the config file means them: --resume takes a checkpoint in one of them only.
+
+    Raises:
+        UserError: The config file cannot be used, or an option is for the other framework.
+    """
+    known, rest = config_parser().parse_known_args(argv)
+    if not known.config_file and (
+        named := [argument for argument in rest if is_config_file(argument) and "=" not in argument]
+    ):
+        known.config_file = named[0]
+        rest.remove(known.config_file)
+    found = framework_of(known.config_file) if known.config_file else None  # which checks the file, too
+    framework = known.framework or found
+    parser = full_parser(framework)
+    args = parser.parse_intermixed_args(rest, known)
+    if not args.config_file:
         parser.error("which config? Write --config CONFIG, for example one of configs/mmdet or configs/detectron2")
+    args.framework = framework
+    for option, instead in INSTEAD[framework].items():
+        value = getattr(args, option)
+        if value not in (parser.get_default(option), []):
+            name = " ".join(value) if option == "opts" else f"--{option.replace('_', '-')}"
+            raise UserError(
+                f"{name} is no option of {NAMES[framework]}, which {args.config_file} is for: write {instead}"
+            )
     if args.checkpoint and not args.eval_only:
         parser.error(
             "--checkpoint goes with --eval-only; --resume CKPT continues a training, and --cfg-options load_from=CKPT "
             "starts a new one from its weights"
         )
-    if args.resume and args.eval_only:
+    if args.resume and args.eval_only and framework == MMDET:
         parser.error("--resume continues a training; --eval-only takes --checkpoint CKPT")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("--num-machines needs --dist-url, the address of the first machine: tcp://ADDRESS:PORT")
     return args
 
 
 def main(argv: list[str]) -> int:
-    config, framework = find_config(argv)
-    if not config or {"-h", "--help"} & set(argv):
-        parse_args(argv)  # says what is missing, or helps
+    catch_sigterm()
+    # mmengine's checkpoints hold more than tensors, and torch 2.6 and later load those only when told to.
+    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     try:
-        from dk_detection.config_files import DETECTRON2, framework_of
-        from dk_detection.errors import UserError
-    except ImportError as error:
-        return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
-    try:
-        found = framework_of(config)  # which checks the file, too
-        if (found if framework == "auto" else framework) == DETECTRON2:
-            train_with_detectron2(parse_detectron2_args(argv, config))
-        else:
-            train_with_mmdet(parse_args(argv))
+        args = parse_args(argv)
+        try:
+            if args.framework == DETECTRON2:
+                from dk_detection.detectron2 import train
+            else:
+                from dk_detection.mmdet import train
+        except ImportError as error:
+            raise UserError(f"{args.config_file} is a config of {NAMES[args.framework]}. {error}") from error
+        train.run(args)
     except UserError as error:
         return fail(error)
     except KeyboardInterrupt as error:
-        return fail(str(error) or "interrupted", code=130)
+        end_children()
+        return fail(str(error) or "interrupted", 143 if isinstance(error, Terminated) else 130)
     return 0
 
 
-def refuse(args: argparse.Namespace, options: dict[str, str], of: str, ours: str) -> None:
-    """Refuses options of the other framework, each with what takes its place."""
-    from dk_detection.errors import UserError
-
-    for option, instead in options.items():
-        if value := getattr(args, option):
-            name = " ".join(value) if option == "opts" else f"--{option.replace('_', '-')}"
-            raise UserError(f"{name} is for {of}, and {args.config} is a config of {ours}: write {instead}")
-
-
-def train_with_mmdet(args: argparse.Namespace) -> None:
-    from dk_detection.errors import UserError
-
-    refuse(args, DETECTRON2_OPTIONS, "Detectron2", "MMDetection")
-    try:
-        from dk_detection.mmdet import train
-    except ImportError as error:
-        raise UserError(f"{args.config} is a config of MMDetection. {error}") from error
-    train.run(
-        args.config,
-        work_dir=args.work_dir,
-        amp=args.amp,
-        auto_scale_lr=args.auto_scale_lr,
-        resume=args.resume,
-        cfg_options=args.cfg_options,
-        launcher=args.launcher,
-        local_rank=args.local_rank,
-        eval_only=args.eval_only,
-        checkpoint=args.checkpoint,
-    )
-
-
-def train_with_detectron2(args: argparse.Namespace) -> None:
-    from dk_detection.config_files import is_lazy_config
-    from dk_detection.errors import UserError
-
-    lazy = is_lazy_config(args.config)
-    refuse(args, {option: forms[lazy] for option, forms in MMDET_OPTIONS.items()}, "MMDetection", "Detectron2")
-    try:
-        from dk_detection.detectron2 import train
-    except ImportError as error:
-        raise UserError(f"{args.config} is a config of Detectron2. {error}") from error
-    train.run(
-        args.config,
-        resume=args.resume,
-        eval_only=args.eval_only,
-        num_gpus=args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        opts=args.opts,
-    )
-
-
-def fail(message, code: int = 1) -> int:
+def fail(message, status: int = 1) -> int:
     print(f"train_net.py: {message}", file=sys.stderr)
-    return code
+    return status
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ What is added to the framework: learning-rate factors in YAML, torchrun, test-ti
 folder named after the config, and errors that say what to do.
 """
 
+import argparse
+import math
 import os
 import urllib.error
-from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 
 import torch
@@ -33,68 +36,60 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from dk_detection.config_files import is_lazy_config
+from dk_detection.datasets.coco_check import handed_on
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
+from dk_detection.detectron2.options import override_lazy, override_yaml
 from dk_detection.detectron2.solver import LearningRateFactors
-from dk_detection.errors import UserError
+from dk_detection.errors import UserError, catch_sigterm
 
-_LAZY_KEYS = ("model", "dataloader", "train", "optimizer", "lr_multiplier")
+# What a LazyConfig has to set.
+_LAZY_KEYS = {
+    **dict.fromkeys(("model", "dataloader", "train", "optimizer", "lr_multiplier"), DictConfig),
+    **dict.fromkeys(("train.amp", "train.ddp", "train.checkpointer"), DictConfig),
+    **dict.fromkeys(("train.device", "train.output_dir"), str),
+    **dict.fromkeys(("train.max_iter", "train.eval_period", "train.log_period"), int),
+    "train.amp.enabled": bool,
+}
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
+_INTERRUPTED = "interrupted; the same command with --resume continues"
 
 
-def run(
-    config: str,
-    *,
-    resume: bool = False,
-    eval_only: bool = False,
-    num_gpus: int = 1,
-    num_machines: int = 1,
-    machine_rank: int = 0,
-    dist_url: str = "auto",
-    opts: list[str] | None = None,
-) -> None:
+def run(args: argparse.Namespace) -> None:
     """Trains, and evaluates as often as the config says; or evaluates only.
 
     Under torchrun this process is one of many already; otherwise those asked for are started.
 
     Args:
-        config: The config file.
-        resume: Continue from the last checkpoint of the output folder, if there is one; or evaluate it.
-        eval_only: Evaluate and do not train.
-        num_gpus: Processes on this machine, each with a GPU if there are any.
-        num_machines: Number of machines.
-        machine_rank: Number of this machine.
-        dist_url: Where the processes meet.
-        opts: Settings that override the config's: KEY VALUE ... for YAML, key=value ... for a LazyConfig.
+        args: The options of tools/train_net.py.
 
     Raises:
         UserError: Something that the user can put right.
         KeyboardInterrupt: With a message that tells how to continue.
     """
     os.environ.pop("DETECTRON2_ENV_MODULE", None)  # for Detectron2's own scripts; ours needs none
-    args = Namespace(config_file=config, resume=resume, eval_only=eval_only, opts=opts or [])
-    job = _load(args)
     under_torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
-    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else num_gpus * num_machines
-    if processes > 1 and job.device == "cpu" and isinstance(job, _YamlJob) and not eval_only:
+    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else args.num_gpus * args.num_machines
+    if torch.cuda.is_available():
+        if not under_torchrun and args.num_gpus > torch.cuda.device_count():
+            raise UserError(f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}")
+    elif processes > 1 and not args.eval_only and not is_lazy_config(args.config_file):
         raise UserError(
-            f"{config}: Detectron2 trains a YAML config in several processes on GPUs only, and there is none; a "
-            "LazyConfig trains on the CPU, too"
+            f"{args.config_file}: Detectron2 trains a YAML config in several processes on GPUs only, and there is "
+            "none; a LazyConfig trains on the CPU, too"
         )
-    if job.amp and job.device == "cpu" and not eval_only:
-        raise UserError(f"{config}: Detectron2 trains with mixed precision on a GPU only, and there is none")
     if under_torchrun:
         _join_torchrun()
         return _main(args)
-    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()}")
     try:
-        launch(_main, num_gpus, num_machines, machine_rank, dist_url, (args,))
+        launch(_main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
     except ProcessRaisedException as error:  # of several processes; it holds the text of the first one's traceback
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
         if not kind.endswith(UserError.__name__):
             raise
         raise UserError(message) from None
+    except KeyboardInterrupt as error:
+        raise type(error)(str(error) or _INTERRUPTED) from None
 
 
 def _join_torchrun() -> None:
@@ -105,31 +100,44 @@ def _join_torchrun() -> None:
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
-def _main(args: Namespace) -> None:
+def _main(args: argparse.Namespace) -> None:
+    catch_sigterm()  # in a process that `launch` started nobody else has
     job = _load(args)
     default_setup(job.cfg, args)
     try:
-        results = job.evaluate(args.resume) if args.eval_only else job.train(args.resume)
+        with handed_on(job.contents):
+            results = job.evaluate(args.resume) if args.eval_only else job.train(args.resume)
     except urllib.error.URLError as error:
         raise UserError(
             f"pretrained weights could not be downloaded ({error.reason}); name a file of them, or start from random "
             "ones with MODEL.WEIGHTS '' (YAML) or train.init_checkpoint='' (LazyConfig)"
         ) from error
-    except KeyboardInterrupt:
-        if not DetectionCheckpointer(nn.Module(), job.output_dir).has_checkpoint():
-            raise KeyboardInterrupt("interrupted before the first checkpoint") from None
-        raise KeyboardInterrupt("interrupted; the same command with --resume continues") from None
+    except BaseException as error:
+        # Detectron2's hooks run on the way out, and the one that writes the log fails in the first iterations.
+        stop = error
+        while not isinstance(stop, KeyboardInterrupt):
+            if (stop := stop.__context__) is None:
+                raise
+        known = DetectionCheckpointer(nn.Module(), job.output_dir).has_checkpoint()
+        raise type(stop)(_INTERRUPTED if known else "interrupted before the first checkpoint") from None
     if comm.is_main_process():
         _summarise(results or {}, job.output_dir)
 
 
-def _load(args: Namespace) -> "_YamlJob | _LazyJob":
+def _load(args: argparse.Namespace) -> "_YamlJob | _LazyJob":
     job = (_LazyJob if is_lazy_config(args.config_file) else _YamlJob)(args.config_file, args.opts)
+    try:
+        torch.device(job.device)
+    except RuntimeError as error:
+        raise UserError(f"{args.config_file}: {job.device!r} is no device ({_reason(error)})") from error
     if job.device.startswith("cuda") and not torch.cuda.is_available():
         job.device = "cpu"
+    if job.amp and job.device == "cpu" and not args.eval_only:
+        raise UserError(f"{args.config_file}: Detectron2 trains with mixed precision on a GPU only, and there is none")
     if job.output_dir == _DEFAULT_OUTPUT_DIR:
         job.output_dir = os.path.join("work_dirs", os.path.splitext(os.path.basename(args.config_file))[0])
-    check_data(job.data_sets(training=not args.eval_only))
+    data = job.data() | ({"train": []} if args.eval_only else {})
+    job.contents = check_data(**data) if comm.is_main_process() else {}
     if isinstance(job, _YamlJob):  # a LazyConfig brings its evaluator
         for name in job.cfg.DATASETS.TEST:
             if (kind := MetadataCatalog.get(name).get("evaluator_type")) != "coco":
@@ -207,17 +215,28 @@ class _YamlJob:
             self.cfg.merge_from_file(path)
         except Exception as error:
             raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        try:
-            self.cfg.merge_from_list(opts)
-        except Exception as error:
-            raise UserError(f"{' '.join(opts)}: expected KEY VALUE ... ({_reason(error)})") from error
+        override_yaml(self.cfg, opts)
 
-    def data_sets(self, training: bool) -> list[str]:
-        return [*(self.cfg.DATASETS.TRAIN if training else ()), *self.cfg.DATASETS.TEST]
+    def data(self) -> dict:
+        """The arguments of `check_data`."""
+        model = self.cfg.MODEL
+        network = model.DK.NETWORK if model.META_ARCHITECTURE == "DkDeformable" else model.META_ARCHITECTURE
+        heads = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "DkMimicRCNN": "ROI_HEADS"}
+        heads |= {"RetinaNet": "RETINANET"}
+        head = heads.get(network)
+        return dict(
+            train=list(self.cfg.DATASETS.TRAIN),
+            test=list(self.cfg.DATASETS.TEST),
+            masks=model.MASK_ON,
+            rle=self.cfg.INPUT.MASK_FORMAT == "bitmask",
+            filter_empty=self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            num_classes={f"MODEL.{head}.NUM_CLASSES": model[head].NUM_CLASSES} if head else {},
+        )
 
     def train(self, resume: bool) -> dict:
         trainer = _Trainer(self.cfg)
-        trainer.resume_or_load(resume)
+        with _keeping(trainer.optimizer):
+            trainer.resume_or_load(resume)
         if self.cfg.TEST.AUG.ENABLED:
             trainer.register_hooks([hooks.EvalHook(0, lambda: _Trainer.test_augmented(self.cfg, trainer.model))])
         trainer.train()
@@ -240,17 +259,28 @@ class _LazyJob:
             self.cfg = LazyConfig.load(path)
         except Exception as error:
             raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        try:
-            self.cfg = LazyConfig.apply_overrides(self.cfg, opts)
-        except Exception as error:
-            raise UserError(f"{' '.join(opts)}: expected key=value ... ({_reason(error)})") from error
-        if missing := [key for key in _LAZY_KEYS if key not in self.cfg]:
-            raise UserError(f"{path}: the config sets no {missing[0]}")
+        keys = {key.partition(".")[0] for key in _LAZY_KEYS}
+        self.cfg = override_lazy(self.cfg, opts, keys | {"tta"})
+        for key, kind in _LAZY_KEYS.items():
+            value = OmegaConf.select(self.cfg, key)
+            if value is None:
+                raise UserError(f"{path}: the config sets no {key}")
+            if not isinstance(value, kind):
+                raise UserError(f"{path}: {key} is {value!r}, expected {kind.__name__}")
 
-    def data_sets(self, training: bool) -> list[str]:
-        loaders = [self.cfg.dataloader.get(name) for name in (("train", "test") if training else ("test",))]
-        names = [OmegaConf.select(loader, "dataset.names") for loader in loaders if loader]
-        return [name for value in names if value for name in ([value] if isinstance(value, str) else value)]
+    def data(self) -> dict:
+        """The arguments of `check_data`."""
+        names = (OmegaConf.select(self.cfg.dataloader, f"{split}.dataset.names") or [] for split in ("train", "test"))
+        train, test = ([value] if isinstance(value, str) else list(value) for value in names)
+        loader = self.cfg.dataloader.get("train") or {}
+        return dict(
+            train=train,
+            test=test,
+            masks=bool(OmegaConf.select(loader, "mapper.use_instance_mask")),
+            rle=OmegaConf.select(loader, "mapper.instance_mask_format") == "bitmask",
+            filter_empty=OmegaConf.select(loader, "dataset.filter_empty") is not False,
+            num_classes=dict(_num_classes(self.cfg.model, "model")),
+        )
 
     def train(self, resume: bool) -> dict:
         cfg = self.cfg
@@ -271,7 +301,8 @@ class _LazyJob:
         if comm.is_main_process():  # last, so that the figures of an evaluation are written too
             writers = default_writers(self.output_dir, cfg.train.max_iter)
             trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
-        checkpointer.resume_or_load(self.weights, resume=resume)
+        with _keeping(optimizer):
+            checkpointer.resume_or_load(self.weights, resume=resume)
         resumed = resume and checkpointer.has_checkpoint()
         trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
         return _latest(trainer)
@@ -300,6 +331,33 @@ class _LazyJob:
         if comm.is_main_process():
             print_csv_format(results)
         return results or {}
+
+
+@contextmanager
+def _keeping(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Refuses a checkpoint that puts other settings of the optimiser in place of the config's; only `lr` may move."""
+
+    def settings() -> list[dict]:
+        return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+
+    asked = settings()
+    yield
+    for ours, theirs in zip(asked, settings(), strict=True):
+        if unlike := [key for key in ours if theirs.get(key) != ours[key]]:
+            key, name = unlike[0], unlike[0].replace("initial_lr", "learning rate")
+            raise UserError(
+                f"--resume goes on with the optimiser of the checkpoint: {name} {theirs.get(key)} there, {ours[key]} "
+                "in the config; choose another output folder and name the checkpoint as weights to start a new run from"
+            )
+
+
+def _num_classes(node: DictConfig, place: str) -> Iterator[tuple[str, int]]:
+    """The numbers of classes of a model's heads with their places; of others than boxes and masks they may differ."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig) and key not in ("backbone", "sem_seg_head"):
+            yield from _num_classes(value, f"{place}.{key}")
+        elif key == "num_classes" and isinstance(value, int):
+            yield f"{place}.{key}", value
 
 
 def with_test_time_augmentation(model: nn.Module, settings: DictConfig) -> GeneralizedRCNNWithTTA:
@@ -334,7 +392,8 @@ def _summarise(results: dict, output_dir: str) -> None:
     for key, value in results.items():
         *data_set, kind, metric = key.split("/")  # the data set is named where there are several
         if metric == "AP" and kind in names:
-            figures.append(" ".join([*data_set, names[kind], f"{value:.1f}"]))
+            # Detectron2's nan: nothing was detected, or there is nothing to compare with.
+            figures.append(" ".join([*data_set, names[kind], "undefined" if math.isnan(value) else f"{value:.1f}"]))
     if figures:
         print(f"{', '.join(figures)} (COCO metric, 0 to 100)", flush=True)
     print(f"Everything is in {output_dir}", flush=True)

@@ -35,9 +35,9 @@ class RigidAtRest:
 
     A layer lists it in front of nn.Conv2d, `class MyConv2d(RigidAtRest, nn.Conv2d)`. MMEngine chooses the initialiser
     of a module by the names of its direct bases, so `Conv2d` has to be one of them. The layer's constructor names its
-    own options and passes all else on. Branches that steer the sampling are `ZeroConv2d` children; the layer is at rest
-    when they are zero, and then it computes the rigid convolution. `sampling` is what it computes from its input for
-    its operator.
+    own options and passes all else on. Branches that steer it are children that are a `ZeroConv2d` or end in one; the
+    layer is at rest when that is zero, and then it computes the rigid convolution. Where the branches steer an operator
+    of ours, `sampling` is what they compute for it.
 
     A state dict that has `weight` and no key of a branch is that of a rigid convolution: the layer takes its weight by
     `lift_weight` and comes to rest, and no key counts as missing. One with a key of a branch loads as it is. The name
@@ -88,11 +88,11 @@ class RigidAtRest:
                 f"got {name}={groups}, in_channels={self.in_channels}"
             )
 
-    def _branch(self, values_per_tap: int) -> ZeroConv2d:
-        """A branch in the layer's own geometry, from its input to so many values for each tap."""
+    def _branch(self, channels: int) -> ZeroConv2d:
+        """A branch in the layer's own geometry, from its input to so many values for each output position."""
         return ZeroConv2d(
             self.in_channels,
-            values_per_tap * self.kernel_size[0] * self.kernel_size[1],
+            channels,
             self.kernel_size,
             self.stride,
             self.padding,
@@ -110,7 +110,7 @@ class RigidAtRest:
         Returns:
             Of "offset", "mask" and "kernel_offset" those that the operator takes, in its layout.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} steers none of our operators")
 
     def lift_weight(self, rigid_weight: Tensor) -> Tensor:
         """The `weight` with which the resting layer computes the rigid convolution.
@@ -167,10 +167,17 @@ class RigidAtRest:
         """Draws weight and bias anew, as nn.Conv2d does, and brings the branches back to zero."""
         super().reset_parameters()
         for branch in self._branches().values():  # nn.Conv2d's constructor comes through here before there is one
-            branch.reset_parameters()
+            for module in branch.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
 
-    def _branches(self) -> dict[str, ZeroConv2d]:
-        return {name: child for name, child in self.named_children() if isinstance(child, ZeroConv2d)}
+    def _branches(self) -> dict[str, nn.Module]:
+        """The children that are at rest or end in something that is."""
+        return {
+            name: child
+            for name, child in self.named_children()
+            if any(isinstance(module, _Zero) for module in child.modules())
+        }
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -184,16 +191,25 @@ class RigidAtRest:
         )
 
     def _take_rigid(self, state_dict, prefix) -> None:
-        """Lifts the weight of a rigid convolution, and completes its state dict with a branch at rest."""
+        """Lifts the weight of a rigid convolution, and completes its state dict with branches at rest.
+
+        Whatever else the layer has learned, such as the hidden layers of a branch, stays as it is.
+        """
+        known = ("weight", "bias")
         rigid = state_dict.get(f"{prefix}weight")
         if not isinstance(rigid, Tensor) or self._has_branch(state_dict, prefix):
             return
         if rigid.shape == self.rigid_shape:
             state_dict[f"{prefix}weight"] = self.lift_weight(rigid)
+        own = {name: parameter for name, parameter in self.named_parameters(recurse=False) if name not in known}
         for name, branch in self._branches().items():
-            for key, parameter in branch.named_parameters():
-                # On the checkpoint's device: under `assign=True` it may fill a model that lies on the meta device.
-                state_dict[f"{prefix}{name}.{key}"] = rigid.new_zeros(parameter.shape)
+            for place, module in branch.named_modules(prefix=name):
+                for key, parameter in module.named_parameters(recurse=False):
+                    # On the checkpoint's device: under `assign=True` it may fill a model that lies on the meta device.
+                    at_rest = rigid.new_zeros(parameter.shape) if isinstance(module, _Zero) else parameter
+                    own[f"{place}.{key}"] = at_rest
+        for name, value in own.items():
+            state_dict[prefix + name] = value.detach()
 
     def _has_branch(self, state_dict, prefix) -> bool:
         return any(key.startswith(tuple(f"{prefix}{name}." for name in self._branches())) for key in state_dict)

@@ -88,7 +88,7 @@ class Lifted(RigidAtRest):
         """Brings a state dict of version 1 up to date. One that lacks a branch is not of this layer."""
         names = (f"{prefix}lifted_weight", f"{prefix}weight")  # in Detectron2, in MMDetection
         old = next((name for name in names if isinstance(state_dict.get(name), Tensor)), None)
-        if old and all(f"{prefix}{name}.weight" in state_dict for name in self._branches()):
+        if old and all(any(key.startswith(f"{prefix}{name}.") for key in state_dict) for name in self._branches()):
             state_dict[prefix + self._key] = self._from_version_1(state_dict.pop(old))
 
     def _take_rigid(self, state_dict, prefix) -> None:

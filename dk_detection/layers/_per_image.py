@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public question of this kind
+from torch.autograd.forward_ad import unpack_dual
 from torch.utils.checkpoint import checkpoint
 
 # Kernels that exist at a time. A batch whose kernels are larger goes in parts.
@@ -70,7 +72,7 @@ def conv2d_per_image(
     part = max(1, _KERNEL_BYTES // (math.prod(kernel_shape) * input.element_size()))
     outputs = []
     for maps, steer in zip(input.split(part), steering.split(part), strict=True):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not _is_transformed(input, steering):
             output = checkpoint(convolve, maps, steer, use_reentrant=False, preserve_rng_state=False)
         else:
             output = convolve(maps, steer)
@@ -78,6 +80,11 @@ def conv2d_per_image(
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
     return output.contiguous(memory_format=torch.channels_last) if channels_last else output
+
+
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func or forward mode is at work, which do not go with checkpoints."""
+    return any(is_functorch_wrapped_tensor(t) or unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _unfolded(input, kernel, bias, stride, padding, dilation, groups) -> Tensor:

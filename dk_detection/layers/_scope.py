@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dk_detection.layers._lifted import Lifted
-from dk_detection.ops._common import without_autocast
+from dk_detection.ops._common import overridable, without_autocast
 
 PARAMETRISATIONS = ("orthonormal", "paper")
 
@@ -46,7 +46,7 @@ class WithScope(Lifted):
 
     def scope(self) -> Tensor:
         """What the taps sample from, [out_channels, in_channels / groups, scopeH, scopeW]."""
-        return self._compose(self.weight, self.basis)
+        return self.weight if self.basis is None else _compose(self.weight, self.basis)
 
     def fold(self) -> None:
         """Makes `weight` the scope itself, in place, for inference and export: `parametrisation` is "paper" then."""
@@ -89,14 +89,8 @@ class WithScope(Lifted):
     def _make_basis(self) -> Tensor | None:
         return None if self.parametrisation == "paper" else self._full_basis()
 
-    def _compose(self, weight: Tensor, basis: Tensor | None) -> Tensor:
-        if basis is None:
-            return weight
-        with without_autocast(weight.device.type):  # sums of weights stay as precise as weights
-            return (weight.flatten(2) @ basis.t()).view_as(weight)
-
     def _in_float64(self, weight: Tensor, basis: Tensor) -> Tensor:
-        return self._compose(weight.double(), basis.to(weight.device)).to(weight.dtype)
+        return _compose(weight.double(), basis.to(weight.device)).to(weight.dtype)
 
     def _from_version_1(self, weight: Tensor) -> Tensor:
         return weight if self.parametrisation == "paper" else self._in_float64(weight, self._full_basis().inverse())
@@ -116,6 +110,13 @@ class WithScope(Lifted):
     def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, scope_size={self.scope_size}" + ("" if self.clip else ", clip=False")
         return text + (f", parametrisation={self.parametrisation!r}" if self.parametrisation == "paper" else "")
+
+
+@overridable
+def _compose(weight: Tensor, basis: Tensor) -> Tensor:
+    """Scopes of weights: [out_channels, in_channels / groups, scopeH, scopeW] times [cells, cells]."""
+    with without_autocast(weight.device.type):  # sums of weights stay as precise as weights
+        return (weight.flatten(2) @ basis.t()).view_as(weight)
 
 
 def _rest_basis(kernel: int, scope: int) -> Tensor:

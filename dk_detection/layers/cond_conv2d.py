@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dk_detection.layers._base import ZeroConv2d
 from dk_detection.layers._lifted import Lifted
 from dk_detection.layers._per_image import conv2d_per_image
-from dk_detection.ops._common import without_autocast
+from dk_detection.ops._common import overridable, without_autocast
 
 
 class CondConv2d(Lifted, nn.Conv2d):
@@ -100,7 +100,7 @@ class CondConv2d(Lifted, nn.Conv2d):
         return f"{super().extra_repr()}, num_experts={self.num_experts}"
 
 
-@torch.fx.wrap
+@overridable
 def _mixed_conv2d(input, shares, weight, basis, bias, stride, padding, dilation, groups):
     """Convolution of each image with its own mixture of experts."""
     parts = weight.unflatten(1, (basis.shape[0], -1))  # [O, E, I, kH, kW]

@@ -1,5 +1,7 @@
 """Deformable convolution (DCNv1) and modulated deformable convolution (DCNv2) with their offset branches."""
 
+import math
+
 from torch import Tensor, nn
 
 from dk_detection.layers._base import RigidAtRest
@@ -24,7 +26,7 @@ class _WithOffsetBranch(RigidAtRest):
         super().__init__(*args, **kwargs)
         self._check_groups("offset_groups", offset_groups)
         self.offset_groups = offset_groups
-        self.conv_offset = self._branch(self._values_per_tap * offset_groups)
+        self.conv_offset = self._branch(self._values_per_tap * offset_groups * math.prod(self.kernel_size))
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, in_channels, H, W] or [in_channels, H, W] to the same with out_channels, outH, outW."""

@@ -1,5 +1,7 @@
 """Local deformable kernels, alone and with deformable convolution, with their generators."""
 
+import math
+
 from torch import Tensor, nn
 
 from dk_detection.layers._scope import WithScope
@@ -14,7 +16,7 @@ class _Local(WithScope):
         super().__init__(*args, **kwargs)
         self._check_groups("kernel_offset_groups", kernel_offset_groups)
         self.kernel_offset_groups = kernel_offset_groups
-        self.kernel_offset = self._branch(2 * kernel_offset_groups)
+        self.kernel_offset = self._branch(2 * kernel_offset_groups * math.prod(self.kernel_size))
 
     def sampling(self, input: Tensor) -> dict[str, Tensor]:
         """{"kernel_offset": [N, 2 * kernel_offset_groups * kH * kW, outH, outW]}."""
@@ -99,7 +101,7 @@ class DeformKernelConv2d(_Local, nn.Conv2d):
         super().__init__(*args, **kwargs)
         self._check_groups("offset_groups", offset_groups)
         self.offset_groups = offset_groups
-        self.conv_offset = self._branch(self._data_values_per_tap * offset_groups)
+        self.conv_offset = self._branch(self._data_values_per_tap * offset_groups * math.prod(self.kernel_size))
 
     def sampling(self, input: Tensor) -> dict[str, Tensor]:
         """That of `LocalDeformKernel2d`, and {"offset": [N, 2 * offset_groups * kH * kW, outH, outW]}."""

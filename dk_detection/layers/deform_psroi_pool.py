@@ -85,9 +85,22 @@ class DeformPSRoIPool(nn.Module):
         `spatial_scale` takes the place of the layer's own, for a layer that pools from several levels of a pyramid.
         """
         scale = self.spatial_scale if spatial_scale is None else spatial_scale
+        scores = self.conv_score(input)
+        values = self.sampling(input, rois, scale)
+        return self._pool(scores, rois, scale, self.output_size, self.output_channels, **values)
+
+    def sampling(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> dict[str, Tensor]:
+        """What the layer's branch makes of `input`: the argument of its operator that says where it looks.
+
+        Args:
+            input, rois, spatial_scale: As `forward`'s.
+
+        Returns:
+            {"offset": [n, 2 * num_classes, partH, partW]}, of each class x, then y, in units of `gamma` * RoI size.
+        """
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
         fields = self.conv_offset(input)  # [N, 2 * num_classes * group_size ** 2, H, W]
-        offset = self._pool(fields, rois, scale, self.part_size, 2 * self.num_classes)  # [n, 2 * classes, partH, partW]
-        return self._pool(self.conv_score(input), rois, scale, self.output_size, self.output_channels, offset)
+        return {"offset": self._pool(fields, rois, scale, self.part_size, 2 * self.num_classes)}
 
     def _pool(self, maps, rois, spatial_scale, output_size, output_channels, offset=None):
         return deform_psroi_pool(

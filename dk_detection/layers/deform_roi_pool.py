@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dk_detection.layers._base import ZeroLinear
 from dk_detection.ops import deform_roi_pool
-from dk_detection.ops._common import pair
+from dk_detection.ops._common import overridable, pair
 
 
 def _branch(*features: int, **factory) -> list[nn.Module]:
@@ -15,6 +15,19 @@ def _branch(*features: int, **factory) -> list[nn.Module]:
     *hidden, last = pairwise(features)
     layers = [layer for sizes in hidden for layer in (nn.Linear(*sizes, **factory), nn.ReLU(inplace=True))]
     return [*layers, ZeroLinear(*last, **factory)]
+
+
+@overridable
+def _channels_last(input: Tensor, channels: int, layer: str) -> Tensor:
+    """Maps on which both poolings work: reordered once, it need not be done in each of them."""
+    if input.dim() == 4 and input.shape[1] != channels:
+        raise ValueError(f"{layer}: input has {input.shape[1]} channels, expected output_channels={channels}")
+    return input.contiguous(memory_format=torch.channels_last)
+
+
+@overridable
+def _in_the_format_of(output: Tensor, input: Tensor) -> Tensor:
+    return output.contiguous() if input.is_contiguous() else output
 
 
 class _RoIPool(nn.Module):
@@ -64,21 +77,26 @@ class _RoIPool(nn.Module):
 
         `spatial_scale` takes the place of the layer's own, for a layer that pools from several levels of a pyramid.
         """
-        if input.dim() == 4 and input.shape[1] != self.output_channels:
-            raise ValueError(
-                f"{type(self).__name__}: input has {input.shape[1]} channels, expected "
-                f"output_channels={self.output_channels}"
-            )
-        # Both poolings work on channels-last maps: reordered once, here, it need not be done in each of them.
-        maps = input.contiguous(memory_format=torch.channels_last)
+        maps = _channels_last(input, self.output_channels, type(self).__name__)
         scale = self.spatial_scale if spatial_scale is None else spatial_scale
-        pooled = self._pool(maps, rois, self.branch_size, scale)
+        output = self._pool(maps, rois, self.output_size, scale, **self.sampling(maps, rois, scale))
+        return _in_the_format_of(output, input)
+
+    def sampling(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> dict[str, Tensor]:
+        """What the branch makes of a rigid pooling of the RoIs: the arguments of the operator that say where it looks.
+
+        Args:
+            input, rois, spatial_scale: As `forward`'s.
+
+        Returns:
+            {"offset": [n, 2, outH, outW]}, x, then y, in units of `gamma` * RoI size; and, where the layer modulates,
+            {"mask": [n, 1, outH, outW]}.
+        """
+        scale = self.spatial_scale if spatial_scale is None else spatial_scale
+        pooled = self._pool(input, rois, self.branch_size, scale)
         offset, mask = self._offset_and_mask(pooled.flatten(1))
-        offset = offset.view(-1, 2, *self.output_size)  # [n, 2, outH, outW]: x, then y
-        if mask is not None:
-            mask = mask.view(-1, 1, *self.output_size)
-        output = self._pool(maps, rois, self.output_size, scale, offset, mask)
-        return output.contiguous() if input.is_contiguous() else output
+        values = {"offset": offset.view(-1, 2, *self.output_size)}
+        return values if mask is None else {**values, "mask": mask.view(-1, 1, *self.output_size)}
 
     def _pool(self, maps, rois, output_size, spatial_scale, offset=None, mask=None):
         return deform_roi_pool(

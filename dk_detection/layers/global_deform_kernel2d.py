@@ -1,12 +1,12 @@
 """Global deformable kernel with its generator."""
 
-import torch
 from torch import Tensor, nn
 
 from dk_detection.layers._base import ZeroConv2d
 from dk_detection.layers._per_image import conv2d_per_image
 from dk_detection.layers._scope import WithScope
 from dk_detection.ops import resample_kernel
+from dk_detection.ops._common import overridable
 
 
 class GlobalDeformKernel2d(WithScope, nn.Conv2d):
@@ -66,7 +66,7 @@ class GlobalDeformKernel2d(WithScope, nn.Conv2d):
         )
 
 
-@torch.fx.wrap
+@overridable
 def _resampled_conv2d(input, kernel_offset, weight, bias, stride, padding, dilation, groups, kernel_size, clip):
     """Convolution of each image with the kernel that its offset samples from `weight`."""
 

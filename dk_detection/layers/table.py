@@ -23,7 +23,7 @@ class Row:
 
     Attributes:
         name: The name in a framework's registry. It carries `Dk`, as the bare names are taken there.
-        token: The name inside the file name of a config.
+        token: The name inside the file name of a config: lower-case letters and digits, no other row's.
         kind: What the layer stands in for: "conv", an nn.Conv2d; "roi", the pooling of RoIs.
         layer: The class.
         paper: Where the layer is defined.

@@ -28,6 +28,7 @@ from dk_detection.mmdet.mimic import DkMimicRCNN
 from dk_detection.mmdet.networks import DkDeformable
 from dk_detection.mmdet.roi_extractors import DkRoIExtractor
 from dk_detection.mmdet.tta import DkTTAModel
+from dk_detection.mmdet.visualize_hook import DkVisualizeHook
 
 __all__ = [
     "DkContactSheetHook",
@@ -39,6 +40,7 @@ __all__ = [
     "DkRoIExtractor",
     "DkSingleLevelRPNHead",
     "DkTTAModel",
+    "DkVisualizeHook",
 ]
 
 layers.register()

@@ -1,11 +1,13 @@
 """Reads checkpoints with care: whether they are whole, fit the model, and belong to the run that is to continue."""
 
 import os
+import warnings
 from collections.abc import Iterator
+from inspect import signature
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import load_state_dict
+from mmengine.runner import EpochBasedTrainLoop, load_state_dict
 from torch import nn
 
 from dk_detection.errors import UserError
@@ -14,11 +16,12 @@ from dk_detection.errors import UserError
 _IDENTITY = (
     "model",
     "train_dataloader.dataset",
-    "train_dataloader.batch_size",
     "val_dataloader.dataset",
     "optim_wrapper.optimizer",
     "optim_wrapper.paramwise_cfg",
 )
+# What a run may go on with, and should be told: it acts from there on.
+_FROM_HERE_ON = ("param_scheduler", "train_dataloader.batch_size", "optim_wrapper.clip_grad", "train_cfg")
 # Without effect on a model whose weights come from a checkpoint.
 _IRRELEVANT = {"init_cfg", "test_cfg", "backend_args"}
 # The branch of DkMimicRCNN, without effect on predictions: a detector with it and one without are the same.
@@ -93,8 +96,11 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
         raise UserError(f"{path}: the checkpoint does not fit the model of this config: {short}") from error
 
 
-def check_same_run(cfg: Config, checkpoint: dict, path: str) -> None:
+def check_same_run(cfg: Config, checkpoint: dict, path: str) -> list[str]:
     """Checks that a checkpoint comes from a run with the same model, data and optimiser as the config's.
+
+    Returns:
+        Other settings that differ, with which a run may go on.
 
     Raises:
         UserError: It does not; the message names the first settings that differ.
@@ -109,8 +115,49 @@ def check_same_run(cfg: Config, checkpoint: dict, path: str) -> None:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(
             f"{path} belongs to the run of another config; they differ in {'; '.join(found[:3])}{more}. Choose another "
-            "--work-dir, or the config and options of that run"
+            f"--work-dir, or the config and options of that run; --cfg-options load_from={path} starts a new run from "
+            "its weights"
         )
+    return [text for key in _FROM_HERE_ON for text in _differences(key, _get(theirs, key), _get(ours, key))]
+
+
+def bring_to_schedule(checkpoint: dict, runner) -> None:
+    """Gives a checkpoint that a run is resumed from the state of a schedule that the run now has.
+
+    MMEngine puts the schedule of the checkpoint back, milestones, warm-up and all, in place of the config's. Here the
+    config's is run through to where the checkpoint is, as if it had been in force from the start, with the learning
+    rate of the config for the batch of now. Epochs of another length than the checkpoint's, as with another batch or
+    number of processes, change the count of iterations.
+
+    Args:
+        checkpoint: Changed in place.
+        runner: A runner that has built its schedulers and has not loaded the checkpoint yet.
+
+    Raises:
+        UserError: The schedule depends on figures of the run so far.
+    """
+    meta = checkpoint["meta"]
+    epoch_length = max(1, len(runner.train_dataloader))
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        meta["iter"] = meta["epoch"] * epoch_length
+    schedulers, groups = runner.param_schedulers or [], runner.optim_wrapper.param_groups
+    if isinstance(schedulers, dict) or any("metrics" in signature(one.step).parameters for one in schedulers):
+        raise UserError(
+            "param_scheduler: a schedule of several optimisers, or one that depends on results, cannot be changed or "
+            "continued with another batch; start a new run from the weights with --cfg-options load_from=CKPT"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `scheduler.step")
+        for iteration in range(1, meta["iter"] + 1):
+            for scheduler in schedulers:
+                if not scheduler.by_epoch or (
+                    iteration % epoch_length == 0 and iteration <= meta["epoch"] * epoch_length
+                ):
+                    scheduler.step()
+    checkpoint["param_schedulers"] = [scheduler.state_dict() for scheduler in schedulers]
+    names = {scheduler.param_name for scheduler in schedulers} | {"lr"}
+    for saved, group in zip(checkpoint["optimizer"]["param_groups"], groups, strict=True):
+        saved |= {key: value for key, value in group.items() if key.removeprefix("initial_") in names}
 
 
 def _get(settings: dict, key: str):

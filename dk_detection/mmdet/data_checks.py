@@ -1,155 +1,154 @@
 """Looks at the COCO files that a config names before a run starts, so that a slip costs seconds and not an epoch."""
 
 import inspect
-import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import DATASETS, METRICS
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 
+from dk_detection.config_files import parameters_of
 from dk_detection.datasets import deformed_shapes
+from dk_detection.datasets.coco_check import SAMPLE, CocoFile, check_labels
 from dk_detection.errors import UserError
 
-_IMAGE_KEYS = ("id", "file_name", "width", "height")
-_ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area")
-_CATEGORY_KEYS = ("id", "name")
+# Heads with an output for each class. A proposal network has none of those, whatever its num_classes is.
+_HEADS = ("bbox_head", "mask_head")
 
 
-@dataclass(frozen=True)
-class AnnotationFile:
-    """What the checks need to know of one file.
+def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
+    """Checks all local COCO files of a config, and says how much of them will be learned from and judged.
 
-    Attributes:
-        images: File names by image id.
-        categories: Names.
-        num_annotations: None where the file has no annotations by intention, as COCO's image_info files.
-        without_mask: Index of the first annotation without a segmentation.
-    """
-
-    images: dict[int, str]
-    categories: set[str]
-    num_annotations: int | None
-    without_mask: int | None
-
-
-def check_data(cfg: Config, modes: tuple[str, ...]) -> None:
-    """Checks all local COCO files of a config.
+    Data sets and metrics derived from MMDetection's that read files in a way of their own are left alone.
 
     Args:
         cfg: A config of MMDetection.
         modes: The data loaders and evaluators to look at, of "train", "val" and "test".
 
-    Raises:
-        UserError: A file is missing or broken, or two that belong together do not fit.
-    """
-    files: dict[str, AnnotationFile] = {}
+    Returns:
+        The content of the files by real path, for `coco_check.handed_on`.
 
-    def load(where: str, path: str, advice: str = "") -> AnnotationFile:
-        if path not in files:
+    Raises:
+        UserError: A file is missing or broken, or things that belong together do not fit.
+    """
+    files: dict[str, CocoFile] = {}
+
+    def load(where: str, path: str, advice: str = "") -> CocoFile:
+        key = os.path.realpath(path)
+        if key not in files:
             try:
-                files[path] = read_annotation_file(path)
+                files[key] = CocoFile.read(path)
             except FileNotFoundError:
                 raise UserError(f"{where}: there is no annotation file {path}{advice}") from None
             except (OSError, ValueError) as error:
                 raise UserError(f"{where}: the annotation file {path} is broken: {error}") from error
-        return files[path]
+        return files[key]
 
     for mode in modes:
         evaluators = list(_coco_evaluators(cfg, mode))
         labelled = mode != "test" or any(not evaluator.get("format_only") for _, evaluator in evaluators)
-        images, local = set(), True
+        classes, images, local = None, set(), True
         for where, dataset in _datasets(cfg, mode):
-            if not _is_local(dataset):
+            if not _is_local(where, dataset):
                 local = False
                 continue
             advice = _advice(cfg, dataset)
-            path = _join(dataset, dataset.get("ann_file", ""))
+            path = _path(where, dataset, "ann_file")
             file = load(where, path, advice)
-            _check_dataset(where, path, file, dataset, mode, labelled, advice)
-            images |= file.images.keys()
+            classes = _classes(where, dataset)
+            _check_heads(cfg, where, len(classes))
+            _check_dataset(where, path, file, dataset, classes, mode, labelled, advice)
+            images |= {image["id"] for image in file.images}
         for where, evaluator in evaluators:
-            path = evaluator.get("ann_file")
-            if not path or not _is_local(evaluator):
+            if not evaluator.get("ann_file") or not _is_local(where, evaluator):
                 continue
+            path = _path(where, evaluator, "ann_file")
             file = load(where, path)
-            if not evaluator.get("format_only") and file.num_annotations is None:
+            if evaluator.get("format_only"):
+                continue
+            if not file.has_annotations:
                 raise UserError(f"{where}: the annotation file {path} has no 'annotations' to compare with")
-            if local and images - file.images.keys():
+            if local and (missing := images - {image["id"] for image in file.images}):
                 raise UserError(
                     f"{where}: the annotation file {path} lacks images of {mode}_dataloader, such as the one with id "
-                    f"{min(images - file.images.keys())}; both have to name the same file"
+                    f"{min(missing)}; both have to name the same file"
                 )
+            try:
+                if classes:
+                    check_labels(file.labels(classes), classes, "the config")
+                tally = file.judged(classes, masks="segm" in evaluator.get("metric", "bbox"))
+            except ValueError as error:
+                raise UserError(f"{where}: the annotation file {path} is broken: {error}") from error
+            if tally.is_vain():
+                raise UserError(f"{where}: there is nothing to compare with in the annotation file {path}: {tally}")
+            print(f"{path}: judged: {tally}", flush=True)
+    return {path: file.content for path, file in files.items()}
 
 
-def read_annotation_file(path: str) -> AnnotationFile:
-    """Reads a COCO annotation file.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is not what it should be; the message says where.
-    """
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"it is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, expected an object with images and categories")
-    for section, keys in (("images", _IMAGE_KEYS), ("categories", _CATEGORY_KEYS), ("annotations", _ANNOTATION_KEYS)):
-        if section not in content and section == "annotations":
-            continue
-        entries = content.get(section)
-        if not isinstance(entries, list):
-            raise ValueError(f"it has no list '{section}'")
-        if not entries and section != "annotations":
-            raise ValueError(f"its list '{section}' is empty")
-        for i, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                raise ValueError(f"{section}[{i}] is {entry!r}, expected an object")
-            if missing := [key for key in keys if key not in entry]:
-                raise ValueError(f"{section}[{i}] has no '{missing[0]}'")
-        if len({entry["id"] for entry in entries}) != len(entries):
-            raise ValueError(f"the ids in '{section}' are not unique")
-    annotations = content.get("annotations")
-    for i, annotation in enumerate(annotations or ()):
-        if not isinstance(annotation["bbox"], list) or len(annotation["bbox"]) != 4:
-            raise ValueError(f"annotations[{i}]: bbox is {annotation['bbox']}, expected [x, y, width, height]")
-    return AnnotationFile(
-        images={image["id"]: image["file_name"] for image in content["images"]},
-        categories={category["name"] for category in content["categories"]},
-        num_annotations=None if annotations is None else len(annotations),
-        without_mask=next((i for i, a in enumerate(annotations or ()) if not a.get("segmentation")), None),
-    )
-
-
-def _check_dataset(where, path, file, dataset, mode, labelled, advice) -> None:
-    if labelled and file.num_annotations is None:
+def _check_dataset(where, path, file, dataset, classes, mode, labelled, advice) -> None:
+    if labelled and not file.has_annotations:
         raise UserError(f"{where}: the annotation file {path} has no 'annotations'")
-    if mode == "train" and not file.num_annotations:
+    if mode == "train" and not file.annotations:
         raise UserError(f"{where}: the annotation file {path} has no annotations, there is nothing to learn from")
-    wants_masks = any(step.get("with_mask") for step in dataset.get("pipeline") or ())
-    if wants_masks and file.without_mask is not None:
-        raise UserError(
-            f"{where}: annotations[{file.without_mask}] of {path} has no 'segmentation', but the pipeline loads masks"
-        )
-    classes = class_of(dataset, DATASETS)._load_metainfo(dataset.get("metainfo"))["classes"]
-    if missing := [name for name in classes if name not in file.categories]:
+    if missing := [name for name in classes if name not in file.names]:
         raise UserError(
             f"{where}: the annotation file {path} has no category {missing[0]!r} ({len(missing)} of {len(classes)} "
-            f"classes are missing; it has {', '.join(sorted(file.categories)[:8])}); set metainfo=dict(classes=...) to "
+            f"classes are missing; it has {', '.join(sorted(file.names)[:8])}); set metainfo=dict(classes=...) to "
             "its categories"
         )
-    folder = _join(dataset, dataset.get("data_prefix", {}).get("img", ""))
+    loads_masks = [step for step in dataset.get("pipeline") or () if step.get("with_mask")]
+    filters = dataset.get("filter_cfg") or {}
+    try:
+        check_labels(file.labels(classes), classes, "the config")
+        tally = file.learned_by_mmdet(
+            classes,
+            masks=bool(loads_masks),
+            min_size=filters.get("min_size", 0) if mode == "train" else 0,
+            rle=all(step.get("poly2mask", True) for step in loads_masks),
+        )
+    except ValueError as error:
+        raise UserError(f"{where}: the annotation file {path} is broken: {error}") from error
+    needed = None
+    if mode == "train":
+        if tally.is_vain():
+            raise UserError(f"{where}: there is nothing to learn from in the annotation file {path}: {tally}")
+        print(f"{path}: learned from: {tally}{file.without(tally.kept, classes)}", flush=True)
+        if filters.get("filter_empty_gt"):
+            needed = file.images_of(file.known(classes).kept)
+    folder = _path(where, dataset, "data_prefix", "img")
     if not os.path.isdir(folder or "."):
         raise UserError(f"{where}: there is no image folder {folder}{advice}")
-    image = os.path.join(folder, next(iter(file.images.values())))
-    if not os.path.isfile(image):
-        raise UserError(f"{where}: there is no image {image}, the first that {path} names")
+    try:
+        file.check_pictures(folder, needed, SAMPLE)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; {path} names it") from error
+
+
+def _classes(where: str, dataset: dict) -> tuple[str, ...]:
+    classes = class_of(dataset, DATASETS)._load_metainfo(dataset.get("metainfo"))["classes"]
+    if isinstance(classes, str):
+        raise UserError(
+            f"{where}: metainfo.classes is the text {classes!r}, expected a list; of one class it is ({classes!r},), "
+            "with a comma"
+        )
+    return tuple(classes)
+
+
+def _check_heads(cfg: Config, where: str, number: int) -> None:
+    todo = [("model", cfg.get("model") or {}, False)]
+    while todo:
+        place, value, is_head = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{place}.{key}", inner, key in _HEADS) for key, inner in value.items()]
+            default = getattr(parameters_of(class_of(value, MODELS))[0].get("num_classes"), "default", None)
+            wanted = value.get("num_classes", default)
+            if is_head and isinstance(wanted, int) and wanted != number:
+                raise UserError(f"{place}.num_classes is {wanted}, and {where} has {number} classes")
+        elif isinstance(value, (list, tuple)):
+            todo += [(f"{place}[{i}]", inner, is_head) for i, inner in enumerate(value)]
 
 
 def _datasets(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
@@ -162,7 +161,7 @@ def _datasets(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
             todo.append((f"{where}.dataset", dataset["dataset"]))
         elif "datasets" in dataset:
             todo += [(f"{where}.datasets[{i}]", inner) for i, inner in enumerate(dataset["datasets"])]
-        elif issubclass(class_of(dataset, DATASETS), CocoDataset):
+        elif _reads_as(class_of(dataset, DATASETS), CocoDataset, "load_data_list", "parse_data_info"):
             yield where, dataset
 
 
@@ -170,8 +169,13 @@ def _coco_evaluators(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
     """The COCO evaluators of a mode with their places in the config."""
     evaluators = evaluators_of(cfg, mode)
     for i, evaluator in enumerate(evaluators):
-        if issubclass(class_of(evaluator, METRICS), CocoMetric):
+        if _reads_as(class_of(evaluator, METRICS), CocoMetric, "compute_metrics"):
             yield f"{mode}_evaluator[{i}]" if len(evaluators) > 1 else f"{mode}_evaluator", evaluator
+
+
+def _reads_as(kind: type, base: type, *methods: str) -> bool:
+    """Whether a class has inherited some methods of a base unchanged."""
+    return issubclass(kind, base) and all(getattr(kind, name) is getattr(base, name) for name in methods)
 
 
 def evaluators_of(cfg: Config, mode: str) -> list[dict]:
@@ -183,17 +187,33 @@ def evaluators_of(cfg: Config, mode: str) -> list[dict]:
 def class_of(settings: dict, registry) -> type:
     """The class that a `type` means; `object` if nothing of that name is registered, which the framework will tell."""
     kind = settings.get("type")
-    kind = kind if inspect.isclass(kind) else registry.get(kind)
+    kind = kind if inspect.isclass(kind) else registry.get(kind) if isinstance(kind, str) else None
     return kind if inspect.isclass(kind) else object
 
 
-def _is_local(settings: dict) -> bool:
-    paths = (settings.get("data_root") or "", settings.get("ann_file") or "")
+def _is_local(where: str, settings: dict) -> bool:
+    paths = [settings.get("data_root") or "", settings.get("ann_file") or ""]
+    for key, path in zip(("data_root", "ann_file"), paths, strict=True):
+        if not isinstance(path, str):
+            raise UserError(
+                f"{where}: {key} is {path!r}, expected one path; several data sets are one as "
+                "dict(type='ConcatDataset', datasets=[...])"
+            )
     return not settings.get("backend_args") and not any("://" in path for path in paths)
 
 
-def _join(dataset: dict, path: str) -> str:
-    return os.path.join(dataset.get("data_root") or "", path)
+def _path(where: str, settings: dict, *keys: str) -> str:
+    """The path at some keys of a data set or an evaluator, with its root."""
+    path = settings
+    for key in keys:
+        if not isinstance(path, dict):
+            raise UserError(f"{where}: {keys[0]} is {path!r}, expected dict({key}=...)")
+        if key not in path:
+            raise UserError(f"{where} sets no {'.'.join(keys)}")
+        path = path[key]
+    if not isinstance(path, str):
+        raise UserError(f"{where}: {'.'.join(keys)} is {path!r}, expected one path")
+    return os.path.join(settings.get("data_root") or "", path)
 
 
 def _advice(cfg: Config, dataset: dict) -> str:

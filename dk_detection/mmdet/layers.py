@@ -1,6 +1,7 @@
 """Registers the rows of the layer table under their names."""
 
 import functools
+import inspect
 
 from mmdet.registry import MODELS
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -10,6 +11,7 @@ from dk_detection.layers.table import TABLE, Row
 
 def _builder(row: Row):
     """The layer's constructor, which also takes the names that `offset_groups` has in mmcv, now and before."""
+    has_offset_groups = "offset_groups" in inspect.signature(row.layer).parameters
 
     @functools.wraps(row.layer, updated=())
     def build(*args, **kwargs):
@@ -17,7 +19,11 @@ def _builder(row: Row):
             if name in kwargs and "offset_groups" in kwargs:
                 raise TypeError(f"{row.name}: {name} is another name of offset_groups; give one of them")
             if name in kwargs:
-                kwargs["offset_groups"] = kwargs.pop(name)
+                number = kwargs.pop(name)
+                if has_offset_groups:
+                    kwargs["offset_groups"] = number
+                elif number != 1:
+                    raise TypeError(f"{row.name}: {name} must be 1, as this layer has no offset groups, got {number}")
         return row.layer(*args, **kwargs)
 
     return build

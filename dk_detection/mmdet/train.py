@@ -1,7 +1,8 @@
 """Trains or evaluates the detector of an MMDetection config: mmdet's train.py and test.py with a safety net.
 
 What is added to the framework: data and checkpoints are checked before anything starts, a finished result is never
-overwritten by accident, and the results of the last evaluation stay in the work folder as files.
+overwritten by accident, the results of the last evaluation stay in the work folder as files, and several processes
+train without a GPU, too.
 """
 
 import argparse
@@ -11,20 +12,24 @@ import json
 import math
 import numbers
 import os
-import shlex
 import urllib.error
 import warnings
 
+import torch
 from mmdet.registry import METRICS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from dk_detection.convert import translate_names
+from dk_detection.datasets.coco_check import handed_on
 from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import (
+    bring_to_schedule,
     check_fits,
     check_same_run,
     latest_checkpoint,
@@ -32,69 +37,52 @@ from dk_detection.mmdet.checkpoints import (
     read_training_state,
 )
 from dk_detection.mmdet.data_checks import check_data, class_of, evaluators_of
+from dk_detection.mmdet.options import load_config
 
 
-def run(
-    config: str,
-    *,
-    work_dir: str | None = None,
-    amp: bool = False,
-    auto_scale_lr: bool = False,
-    resume: str | None = None,
-    cfg_options: list[str] | None = None,
-    launcher: str = "none",
-    local_rank: int = 0,
-    eval_only: bool = False,
-    checkpoint: str | None = None,
-) -> None:
+def run(args: argparse.Namespace) -> None:
     """Trains, and evaluates as often as the config says; or evaluates only.
 
     Args:
-        config: The config file.
-        work_dir: The work folder. None: the config's, else work_dirs/<stem of the config>.
-        amp: Train with automatic mixed precision.
-        auto_scale_lr: Scale the learning rate with the batch size.
-        resume: A checkpoint to continue from, or "auto", the last of the work folder.
-        cfg_options: Settings that override the config's, "model.backbone.depth=18".
-        launcher: "none", "pytorch", "slurm" or "mpi".
-        local_rank: Of this process, where the launcher does not say it in LOCAL_RANK.
-        eval_only: Evaluate on the test data loader and do not train.
-        checkpoint: What to evaluate. None: the config's `load_from`, else the last of the work folder.
+        args: The options of tools/train_net.py.
 
     Raises:
         UserError: Something that the user can put right.
         KeyboardInterrupt: With a message that tells how to continue.
     """
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     setup_cache_size_limit_of_dynamo()
     # Said by the libraries about each other; nothing that a user can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="mmengine|mmcv|mmdet")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected")
 
-    cfg = load_config(config, cfg_options)
-    needed = ("model", "test_cfg") if eval_only else ("model", "train_cfg", "train_dataloader", "optim_wrapper")
+    cfg = load_config(args.config_file, args.cfg_options)
+    needed = ("model", "test_cfg") if args.eval_only else ("model", "train_cfg", "train_dataloader", "optim_wrapper")
     if missing := [key for key in needed if not cfg.get(key)]:
-        raise UserError(f"{config}: the config sets no {missing[0]}")
-    cfg.launcher = launcher
-    cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", _stem(config))
-    if amp:
+        raise UserError(f"{args.config_file}: the config sets no {missing[0]}")
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    cfg.launcher = args.launcher or ("pytorch" if under_torchrun else cfg.get("launcher") or "none")
+    stem = os.path.splitext(os.path.basename(args.config_file))[0]
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", stem)
+    if args.amp:
         if get_device() == "cpu":
             raise UserError("--amp: MMDetection trains with mixed precision on a GPU only, and there is none")
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.loss_scale = "dynamic"
-    if auto_scale_lr:
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    if args.auto_scale_lr:
         if not {"enable", "base_batch_size"} <= (cfg.get("auto_scale_lr") or {}).keys():
-            raise UserError(f"--auto-scale-lr: {config} lacks auto_scale_lr=dict(enable=..., base_batch_size=...)")
+            raise UserError(
+                f"--auto-scale-lr: {args.config_file} lacks auto_scale_lr=dict(enable=..., base_batch_size=...)"
+            )
         cfg.auto_scale_lr.enable = True
     for mode in ("val", "test"):
         _keep_results(cfg, mode)
 
     try:
-        if eval_only:
-            _evaluate(cfg, "test", checkpoint)
+        if args.eval_only:
+            _evaluate(cfg, "test", args.checkpoint)
         else:
-            _train(cfg, resume or (cfg.get("resume") and (cfg.get("load_from") or "auto")))
+            _train(cfg, args.resume or (cfg.get("resume") and (cfg.get("load_from") or "auto")))
     except urllib.error.URLError as error:
         raise UserError(
             f"pretrained weights could not be downloaded ({error.reason}); name a file of them with --cfg-options "
@@ -102,31 +90,8 @@ def run(
         ) from error
 
 
-def load_config(path: str, options: list[str] | None = None) -> Config:
-    """Loads a config of MMDetection and overrides some of its settings.
-
-    Raises:
-        UserError: A file of it cannot be loaded, or an option is not of the form key=value.
-    """
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
-        reason = f"{type(cause).__name__}: {_first_line(cause)}"
-        raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
-    if options:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-        try:
-            cfg.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
-        except Exception as error:
-            reason = f"expected KEY=VALUE ({_first_line(error)})"
-            raise UserError(f"--cfg-options {shlex.join(options)}: {reason}") from error
-    return cfg
-
-
 def _train(cfg: Config, resume: str | None) -> None:
-    last = latest_checkpoint(cfg.work_dir)
+    last, differences = latest_checkpoint(cfg.work_dir), []
     if not resume:
         if last:
             raise UserError(
@@ -136,26 +101,31 @@ def _train(cfg: Config, resume: str | None) -> None:
     elif resume != "auto" or last:
         source = last if resume == "auto" else resume
         state = read_training_state(source)
-        check_same_run(cfg, state, source)
+        differences = check_same_run(cfg, state, source)
         if last and last != source:
             check_same_run(cfg, read_training_state(last), last)
         if _is_finished(cfg, state):
             _finish(cfg, source, state["meta"]["iter"])
             return
         cfg.resume, cfg.load_from = True, source
+        for difference in differences:
+            _say(f"{source}: the run goes on with another {difference}.")
     else:
         _say(f"{cfg.work_dir} holds no checkpoint yet: starting from scratch.")
         cfg.resume = False
     for path in _weight_files(cfg):
         read_checkpoint(path)
-    _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
+    contents = _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
 
     runner = _build_runner(cfg)
+    if any(difference.startswith(("param_scheduler", "train_dataloader")) for difference in differences):
+        runner.register_hook(_ScheduleHook(), priority="LOWEST")
     try:
-        runner.train()
-    except KeyboardInterrupt:
+        with handed_on(contents):
+            runner.train()
+    except KeyboardInterrupt as error:
         last = latest_checkpoint(cfg.work_dir)
-        raise KeyboardInterrupt(
+        raise type(error)(
             f"interrupted; the same command with --resume continues from {last}"
             if last
             else "interrupted before the first checkpoint"
@@ -180,29 +150,39 @@ def _evaluate(cfg: Config, mode: str, checkpoint: str | None) -> None:
     path = checkpoint or cfg.get("load_from") or latest_checkpoint(cfg.work_dir)
     if not path:
         raise UserError(f"--eval-only: {cfg.work_dir} holds no checkpoint; name one with --checkpoint CKPT")
-    weights = None if "://" in path else read_checkpoint(path)
-    _check_data(cfg, (mode,))
+    if "://" not in path:
+        read_checkpoint(path)
+    contents = _check_data(cfg, (mode,))
     cfg.resume, cfg.load_from = False, path
-    runner = _build_runner(cfg, iteration=(weights or {}).get("meta", {}).get("iter"))
-    if weights:
-        check_fits(runner.model, weights, path)
-    getattr(runner, mode)()
+    with handed_on(contents):
+        getattr(_build_runner(cfg, evaluates=True), mode)()
     _summarise(cfg, mode)
 
 
-def _build_runner(cfg: Config, **record_options) -> Runner:
+def _build_runner(cfg: Config, evaluates: bool = False) -> Runner:
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
         raise UserError(f"--work-dir {cfg.work_dir}: the folder cannot be made ({error.strerror})") from error
+    if cfg.launcher != "none" and get_device() == "cpu":
+        _join_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    runner.register_hook(_RecordHook(cfg, **record_options), priority="LOWEST")
+    translate_names(getattr(runner.model, "module", runner.model))  # checkpoints of MMDetection 1
+    runner.register_hook(_RunHook(evaluates), priority="LOWEST")
     return runner
 
 
-def _check_data(cfg: Config, modes: tuple[str, ...]) -> None:
-    if _is_main_process():
-        check_data(cfg, modes)
+def _join_without_gpu(cfg: Config) -> None:
+    """Joins the processes that torchrun started; MMEngine takes it for granted that each has a GPU."""
+    if cfg.launcher != "pytorch":
+        raise UserError(f"--launcher {cfg.launcher} needs a GPU in each process; without one use torchrun")
+    torch.distributed.init_process_group("gloo")
+    settings = {"broadcast_buffers": False, "find_unused_parameters": cfg.get("find_unused_parameters", False)}
+    cfg.model_wrapper_cfg = (cfg.get("model_wrapper_cfg") or settings) | {"device_ids": None}
+
+
+def _check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
+    return check_data(cfg, modes) if _is_main_process() else {}
 
 
 def _is_finished(cfg: Config, state: dict) -> bool:
@@ -234,11 +214,29 @@ def _keep_results(cfg: Config, mode: str) -> None:
             evaluator["outfile_prefix"] = os.path.join(cfg.work_dir, f"{mode}{i}" if len(evaluators) > 1 else mode)
 
 
-class _RecordHook(Hook):
-    """Leaves the figures of the last evaluation in the work folder, with what they belong to."""
+class _ScheduleHook(Hook):
+    """For a run that is resumed with another schedule or batch."""
 
-    def __init__(self, cfg: Config, iteration: int | None = None) -> None:
-        self.cfg, self.iteration = cfg, iteration
+    def after_load_checkpoint(self, runner, checkpoint) -> None:
+        old = checkpoint["optimizer"]["param_groups"][0]["lr"]
+        bring_to_schedule(checkpoint, runner)
+        new = checkpoint["optimizer"]["param_groups"][0]["lr"]
+        _say(
+            "The schedule goes on as if it had been so from the start: "
+            f"learning rate {new:g}, in the checkpoint {old:g}."
+        )
+
+
+class _RunHook(Hook):
+    """Evaluates no half-loaded model, and leaves the figures of the last evaluation in the work folder."""
+
+    def __init__(self, evaluates: bool) -> None:
+        self.evaluates, self.iteration = evaluates, None
+
+    def after_load_checkpoint(self, runner, checkpoint) -> None:
+        self.iteration = checkpoint.get("meta", {}).get("iter")
+        if self.evaluates:
+            check_fits(runner.model, checkpoint, runner.cfg.load_from)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         self._write(runner, "val", metrics)
@@ -246,16 +244,15 @@ class _RecordHook(Hook):
     def after_test_epoch(self, runner, metrics=None) -> None:
         self._write(runner, "test", metrics)
 
+    @master_only
     def _write(self, runner, mode: str, metrics) -> None:
-        if runner.rank != 0:
-            return
-        prefixes = filter(None, (evaluator.get("outfile_prefix") for evaluator in evaluators_of(self.cfg, mode)))
-        path = _record_path(self.cfg, mode)
+        prefixes = filter(None, (evaluator.get("outfile_prefix") for evaluator in evaluators_of(runner.cfg, mode)))
+        path = _record_path(runner.cfg, mode)
         files = {file for prefix in prefixes for file in glob.glob(f"{glob.escape(prefix)}.*")}
         record = {
             "iteration": runner.iter or self.iteration,
             "metrics": {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, numbers.Real)},
-            "files": sorted(os.path.relpath(file, self.cfg.work_dir) for file in files - {path}),
+            "files": sorted(os.path.relpath(file, runner.cfg.work_dir) for file in files - {path}),
         }
         with open(f"{path}.tmp", "w", encoding="utf-8") as file:
             json.dump(record, file, indent=2)
@@ -278,7 +275,7 @@ def _summarise(cfg: Config, mode: str) -> None:
     if record := _read_record(cfg, mode):
         metrics = record["metrics"]
         names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}
-        figures = [f"{name} {100 * metrics[key]:.1f}" for key, name in names.items() if key in metrics]
+        figures = [f"{name} {_figure(metrics[key])}" for key, name in names.items() if key in metrics]
         if figures:
             _say(f"{mode}: {', '.join(figures)} (COCO metric, 0 to 100)")
         elif metrics:
@@ -286,6 +283,10 @@ def _summarise(cfg: Config, mode: str) -> None:
         else:  # nothing was detected, or results were written only
             _say(f"{mode}: no figures; the log says why")
     _say(f"Everything is in {cfg.work_dir}")
+
+
+def _figure(ap: float) -> str:
+    return f"{100 * ap:.1f}" if ap >= 0 else "undefined"  # pycocotools' -1: there is nothing to compare with
 
 
 def _is_main_process() -> bool:
@@ -296,11 +297,3 @@ def _is_main_process() -> bool:
 def _say(text: str) -> None:
     if _is_main_process():
         print(text, flush=True)
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

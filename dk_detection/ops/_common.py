@@ -1,9 +1,30 @@
-"""What every operator's Python side shares: arguments, output sizes, autocast, refusal of double backward."""
+"""What the functions of all operators share: arguments, autocast, tensor-likes that take a call over."""
 
 import contextlib
+import functools
+from collections.abc import Callable
 
 import torch
-from torch._prims_common import suggest_memory_format
+from torch.overrides import handle_torch_function, has_torch_function
+
+
+def overridable(function: Callable) -> Callable:
+    """Lets arguments with a `__torch_function__` take the call over, as torch's own functions do.
+
+    The proxies of `torch.fx` have one, so in a traced graph the call is one node, whoever makes it.
+    """
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        values = (*args, *kwargs.values())
+        relevant = tuple(v for value in values for v in (value if isinstance(value, (list, tuple)) else (value,)))
+        if has_torch_function(relevant):
+            return handle_torch_function(call, relevant, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    # Code of its own, or torch.compile counts the recompilations of all operators together.
+    call.__code__ = call.__code__.replace(co_name=function.__name__)
+    return call
 
 
 def pair(operator: str, name: str, value, least: int) -> tuple[int, int]:
@@ -19,11 +40,6 @@ def pair(operator: str, name: str, value, least: int) -> tuple[int, int]:
     if min(values) < least:
         raise ValueError(f"{operator}: {name} must be at least {least}, got {value!r}")
     return values
-
-
-def conv_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Number of output positions of a convolution along one axis; 0 or less where the input is too small."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def check_tensor(
@@ -71,22 +87,3 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
     if _has_autocast(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
-
-
-def empty_like_input(input: torch.Tensor, shape, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """An empty tensor in the memory format of `input`, as the kernels return their output."""
-    return torch.empty(
-        shape, dtype=dtype or input.dtype, device=input.device, memory_format=suggest_memory_format(input)
-    )
-
-
-def refuse_double_backward(operator: str) -> None:
-    """Makes a second derivative of `operator` an error that says so, instead of a silent zero."""
-
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f"{operator}: double backward is not supported: its gradients are not differentiable themselves "
-            "(create_graph=True, gradient penalties and Hessians do not work through this operator)"
-        )
-
-    torch.library.register_autograd(f"dk_detection::{operator}_backward", backward)

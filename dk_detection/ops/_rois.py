@@ -1,12 +1,12 @@
-"""What the RoI pooling operators share: their RoIs, their checks, their registration."""
+"""What the RoI pooling operators share: their RoIs, their checks, the derivative along their offsets."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 
-from dk_detection.ops import flops
-from dk_detection.ops._common import check_tensor, empty_like_input, refuse_double_backward
+from dk_detection.ops._common import check_tensor
+from dk_detection.ops._operator import Operator
 
 
 def as_rois(operator: str, rois: torch.Tensor | Sequence[torch.Tensor], input: torch.Tensor) -> torch.Tensor:
@@ -100,43 +100,47 @@ def check_parts(operator, input, offset, mask, rois, classes, part_size):
             raise ValueError(f"{operator}: mask has shape {list(mask.shape)}, expected {list(mask_shape)}{or_flat}")
 
 
-def register(operator: str, output_shape: Callable, multiply_adds: Callable) -> None:
-    """Fake kernels, autograd, refusal of double backward and FLOP formula of an operator (input, rois, offset, mask,
-    ...).
+def pooling(name: str, output_shape: Callable, multiply_adds: Callable) -> Operator:
+    """The operator `name(input, rois, offset, mask, ...)`; the arguments are `Operator`'s."""
+    return Operator(
+        name,
+        output_shape,
+        multiply_adds,
+        differentiable=("input", "offset", "mask"),
+        slopes={"offset": _slope_by_offset},
+        once=True,
+    )
 
-    Args:
-        operator: name without the namespace.
-        output_shape: from the operator's arguments to its output's shape, with the checks.
-        multiply_adds: see `flops.register`.
+
+def _slope_by_offset(operator, values, direction):
+    """The derivative of RoI pooling along a direction of its `offset`, `[n, 2 * classes, partH, partW]`.
+
+    The backward gives slopes summed over what shares an offset. Here nothing shares one: each channel of the output is
+    an image of its own, with RoIs of its own, and each bin is a part.
     """
-    if not hasattr(torch.ops.dk_detection, operator):
-        return  # the library was built from older sources: let the call fail, not the import of the package
+    input, rois, bins = values["input"], values["rois"], tuple(values["output_size"])
+    (images, maps, *size), number = input.shape, len(rois)
+    channels = values.get("output_channels", maps)
+    classes, *parts = direction.shape[1] // 2, *direction.shape[2:]
+    rows, columns = (torch.arange(bins[i], device=rois.device) * parts[i] // bins[i] for i in (0, 1))
 
-    @torch.library.register_fake(f"dk_detection::{operator}")
-    def fake(input, *args):
-        return empty_like_input(input, output_shape(input, *args))
+    def apart(part, planes):
+        """[n, planes * classes, partH, partW] -> [n * channels, planes, outH, outW]."""
+        part = part.reshape(number, classes, planes, *parts)[..., rows[:, None], columns]
+        return part.repeat_interleave(channels // classes, dim=1).reshape(number * channels, planes, *bins)
 
-    @torch.library.register_fake(f"dk_detection::{operator}_backward")
-    def fake_backward(grad_output, input, rois, offset, mask, *args):
-        gradients = (
-            lambda: empty_like_input(input, input.shape),
-            lambda: offset.new_empty(offset.shape),
-            lambda: mask.new_empty(mask.shape),
-        )
-        return tuple(make() if wanted else input.new_empty(0) for make, wanted in zip(gradients, args[-1], strict=True))
-
-    def setup_context(ctx, inputs, output):
-        input, rois, offset, mask, *ctx.geometry = inputs
-        ctx.save_for_backward(input, rois, offset, mask)
-
-    def backward(ctx, grad):
-        by_input, _, *by_parts = ctx.needs_input_grad[:4]  # nothing flows back to the RoIs
-        wanted = [by_input, *by_parts]
-        run = getattr(torch.ops.dk_detection, f"{operator}_backward")
-        gradients = run(grad, *ctx.saved_tensors, *ctx.geometry, wanted)
-        by_input, *by_parts = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-        return by_input, None, *by_parts, *(None for _ in ctx.geometry)
-
-    torch.library.register_autograd(f"dk_detection::{operator}", backward, setup_context=setup_context)
-    refuse_double_backward(operator)
-    flops.register(operator, multiply_adds)
+    channel = torch.arange(channels, device=rois.device).repeat(number)
+    rois = rois.repeat_interleave(channels, dim=0)
+    changes = {
+        "input": input.reshape(images * channels, maps // channels, *size),
+        "rois": torch.cat([rois[:, :1] * channels + channel[:, None], rois[:, 1:]], dim=1),
+        "offset": apart(values["offset"], 2),
+        "mask": None if values["mask"] is None else apart(values["mask"], 1),
+        "output_channels": 1,
+        "part_size": bins,
+    }
+    values = {name: changes.get(name, value) for name, value in values.items()}
+    _, slopes, _ = operator.backward(
+        grad_output=input.new_ones(len(rois), 1, *bins), output_mask=[False, True, False], **values
+    )
+    return (slopes * apart(direction, 2)).sum(1).view(number, channels, *bins)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from dk_detection import _extension
 from dk_detection.ops import _rois, flops
-from dk_detection.ops._common import autocast, check_tensor, pair
+from dk_detection.ops._common import autocast, check_tensor, overridable, pair
 
 _NAME = "deform_psroi_pool"
 
 
+@overridable
 def deform_psroi_pool(
     input: torch.Tensor,
     rois: torch.Tensor | Sequence[torch.Tensor],
@@ -67,9 +67,8 @@ def deform_psroi_pool(
             On CUDA the values of the RoIs are waited for; while a CUDA graph is captured they cannot be, and a wrong
             RoI gives NaN.
         TypeError: a dtype does not fit.
-        RuntimeError: the compiled library is missing; or a second derivative is taken.
+        RuntimeError: the compiled library is missing or was built from other sources; or a second derivative is taken.
     """
-    _extension.require(_NAME)
     check_tensor(_NAME, "input", input)
     (input,) = autocast(input.device.type, input)
     rois = _rois.as_rois(_NAME, rois, input)
@@ -79,8 +78,7 @@ def deform_psroi_pool(
         *(input, rois, offset, mask, output_size, spatial_scale),
         *(output_channels, group_size, part_size, samples_per_part, gamma),
     )
-    _output_shape(*args)
-    return torch.ops.dk_detection.deform_psroi_pool(*args)
+    return _operator(*args)
 
 
 def _output_shape(
@@ -135,5 +133,4 @@ def _multiply_adds(shapes, out_shape):
     return rois * channels * out_h * out_w * (samples**2 * flops.SAMPLED_VALUE + modulation)
 
 
-if _extension.is_available():
-    _rois.register(_NAME, _output_shape, _multiply_adds)
+_operator = _rois.pooling(_NAME, _output_shape, _multiply_adds)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from dk_detection import _extension
 from dk_detection.ops import _rois, flops
-from dk_detection.ops._common import autocast, check_tensor, pair
+from dk_detection.ops._common import autocast, check_tensor, overridable, pair
 
 _NAME = "deform_roi_pool"
 
 
+@overridable
 def deform_roi_pool(
     input: torch.Tensor,
     rois: torch.Tensor | Sequence[torch.Tensor],
@@ -61,16 +61,14 @@ def deform_roi_pool(
             On CUDA the values of the RoIs are waited for; while a CUDA graph is captured they cannot be, and a wrong
             RoI gives NaN.
         TypeError: a dtype does not fit.
-        RuntimeError: the compiled library is missing; or a second derivative is taken.
+        RuntimeError: the compiled library is missing or was built from other sources; or a second derivative is taken.
     """
-    _extension.require(_NAME)
     check_tensor(_NAME, "input", input)
     (input,) = autocast(input.device.type, input)
     rois = _rois.as_rois(_NAME, rois, input)
     output_size = pair(_NAME, "output_size", output_size, 1)
     args = (input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma)
-    _output_shape(*args)
-    return torch.ops.dk_detection.deform_roi_pool(*args)
+    return _operator(*args)
 
 
 def _output_shape(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma):
@@ -93,5 +91,4 @@ def _multiply_adds(shapes, out_shape):
     return rois * channels * out_h * out_w * (ratio**2 * flops.SAMPLED_VALUE + modulation)
 
 
-if _extension.is_available():
-    _rois.register(_NAME, _output_shape, _multiply_adds)
+_operator = _rois.pooling(_NAME, _output_shape, _multiply_adds)

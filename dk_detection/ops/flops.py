@@ -36,7 +36,7 @@ def jit_handle(multiply_adds: Callable[[Sequence, Sequence], int], get_shape: Ca
     return handle
 
 
-def register(operator: str, multiply_adds: Callable[[Sequence, Sequence], int]) -> None:
+def register(operator: str, multiply_adds: Callable[[Sequence, Sequence], int], *, compiled: bool) -> None:
     """Makes the FLOP counters see `operator`.
 
     Args:
@@ -44,10 +44,13 @@ def register(operator: str, multiply_adds: Callable[[Sequence, Sequence], int]) 
         multiply_adds: from all arguments, in the schema's order, and the shape of the output to the number of
             multiply-adds. Tensors come as their shapes; numbers as they are, where the counting tool knows them, and
             lists of numbers as they are or as None.
+        compiled: whether there is such an operator for `torch.utils.flop_counter` to see.
     """
+    MULTIPLY_ADDS[f"dk_detection::{operator}"] = multiply_adds
+    if not compiled:
+        return
     from torch.utils.flop_counter import register_flop_formula
 
-    MULTIPLY_ADDS[f"dk_detection::{operator}"] = multiply_adds
     namespace = torch.ops.dk_detection
 
     @register_flop_formula(getattr(namespace, operator))

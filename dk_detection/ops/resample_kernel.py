@@ -2,11 +2,12 @@
 
 import torch
 
-from dk_detection.ops._common import check_tensor, pair, without_autocast
+from dk_detection.ops._common import check_tensor, overridable, pair, without_autocast
 
 _NAME = "resample_kernel"
 
 
+@overridable
 def resample_kernel(
     weight: torch.Tensor,
     kernel_offset: torch.Tensor,

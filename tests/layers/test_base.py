@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dk_detection import to_deformable
-from dk_detection.layers._base import ZeroConv2d
+from dk_detection.layers._base import RigidAtRest, ZeroConv2d
 from dk_detection.layers._lifted import Lifted
 
 
@@ -66,3 +66,37 @@ def test_weight_of_another_shape_is_not_lifted():
         RuntimeError, match=r"size mismatch for weight: copying a param with shape torch.Size\(\[6, 4, 3"
     ):
         ShiftedConv2d(4, 6, (3, 2)).load_state_dict(nn.Conv2d(4, 6, 3).state_dict())
+
+
+class GatedConv2d(RigidAtRest, nn.Conv2d):
+    """A branch of two layers, and a parameter of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gate = nn.Sequential(nn.Conv2d(self.in_channels, 3, 1), nn.ReLU(), ZeroConv2d(3, 1, 1))
+        self.strength = nn.Parameter(torch.ones(1))
+
+    def forward(self, input):
+        return super().forward(input) * (1 + self.strength * self.gate(input).mean((-2, -1), keepdim=True))
+
+
+def test_deep_branches_and_further_parameters():
+    conv = nn.Conv2d(4, 6, 3)
+    layer = GatedConv2d.from_rigid(conv)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    hidden, strength = layer.gate[0].weight.clone(), layer.strength.clone()
+    layer.load_state_dict(conv.state_dict(), strict=True)
+    x = torch.randn(2, 4, 7, 8)
+    torch.testing.assert_close(layer(x), conv(x))
+    assert torch.equal(layer.gate[0].weight, hidden)
+    assert torch.equal(layer.strength, strength)
+
+    nn.init.normal_(layer.gate[2].weight)
+    twin = GatedConv2d(4, 6, 3)
+    twin.load_state_dict(layer.state_dict(), strict=True)
+    assert torch.equal(twin(x), layer(x))
+    layer.reset_parameters()
+    assert all(parameter.eq(0).all() for parameter in layer.gate[2].parameters())
+    with pytest.raises(NotImplementedError, match="GatedConv2d steers none of our operators"):
+        layer.sampling(x)

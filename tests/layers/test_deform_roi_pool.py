@@ -199,6 +199,15 @@ def rest(layer, input):
 
 
 @builds
+def test_torch_fx(build):
+    layer, input = build(), maps()
+    wake(layer)
+    traced = torch.fx.symbolic_trace(layer, concrete_args={"spatial_scale": None})
+    assert torch.equal(traced(input, ROIS), layer(input, ROIS))
+    assert torch.equal(traced(input, ROIS[:1]), layer(input, ROIS[:1]))
+
+
+@builds
 def test_reset_brings_back_rest(build):
     layer, input = build(), maps()
     wake(layer)

@@ -4,6 +4,7 @@ import copy
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from torch import nn
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from mmengine.config import Config
+from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper, ReduceOnPlateauLR
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from dk_detection.errors import UserError
 from dk_detection.layers import ModulatedDeformConv2d
 from dk_detection.mmdet.checkpoints import (
+    bring_to_schedule,
     check_fits,
     check_same_run,
     latest_checkpoint,
@@ -134,7 +138,6 @@ def test_same_run(run, options):
             {"train_dataloader.dataset.pipeline.3.prob": 0.1},
             "train_dataloader.dataset.pipeline[3].prob (0.5 there, 0.1 here)",
         ),
-        ({"train_dataloader.batch_size": 1}, "train_dataloader.batch_size (2 there, 1 here)"),
         ({"optim_wrapper.optimizer.lr": 0.1}, "optim_wrapper.optimizer.lr (0.02 there, 0.1 here)"),
         ({"val_dataloader": None}, "val_dataloader.dataset ("),
     ],
@@ -159,3 +162,90 @@ def test_other_config(run):
 def test_unreadable_config(run):
     message = refused(check_same_run, run[0], dict(meta=dict(cfg="model = dict(")), "a.pth")
     assert message.startswith("a.pth: the config that the checkpoint was trained with cannot be read")
+
+
+# Settings with which a run may go on.
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"train_dataloader.batch_size": 1}, "train_dataloader.batch_size (2 there, 1 here)"),
+        ({"param_scheduler.1.milestones": [6, 9]}, "param_scheduler[1].milestones[0] (8 there, 6 here)"),
+        ({"param_scheduler.0.end": 1000}, "param_scheduler[0].end (500 there, 1000 here)"),
+        ({"param_scheduler.1.gamma": 0.2}, "param_scheduler[1].gamma (0.1 there, 0.2 here)"),
+        ({"param_scheduler": []}, "param_scheduler ("),
+        ({"optim_wrapper.clip_grad": dict(max_norm=35)}, "optim_wrapper.clip_grad (None there, {'max_norm': 35} here)"),
+        ({"train_cfg.max_epochs": 24}, "train_cfg.max_epochs (12 there, 24 here)"),
+    ],
+)
+def test_what_a_run_goes_on_with_is_told(run, options, difference):
+    cfg = copy.deepcopy(run[0])
+    assert check_same_run(cfg, run[1], "a.pth") == []
+    cfg.merge_from_dict(options)
+    assert check_same_run(cfg, run[1], "a.pth")[0].startswith(difference)
+
+
+def trained_with(loop: type, epoch_length: int, warmup: int, milestones: list[int], steps: int = 0):
+    """A runner after some steps, as far as its schedule goes, and a checkpoint of it."""
+    optimizer = OptimWrapper(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.8, momentum=0.9))
+    runner = SimpleNamespace(
+        train_loop=object.__new__(loop),
+        train_dataloader=range(epoch_length),
+        optim_wrapper=optimizer,
+        param_schedulers=[
+            LinearLR(optimizer, start_factor=0.5, begin=0, end=warmup, by_epoch=False),
+            MultiStepLR(optimizer, milestones=milestones, gamma=0.1, by_epoch=loop is EpochBasedTrainLoop),
+        ],
+    )
+    for i in range(steps):
+        optimizer.step()
+        for scheduler in runner.param_schedulers:
+            if not scheduler.by_epoch or (i + 1) % epoch_length == 0:
+                scheduler.step()
+    checkpoint = dict(
+        meta=dict(iter=steps, epoch=steps // epoch_length if loop is EpochBasedTrainLoop else 0),
+        optimizer=copy.deepcopy(optimizer.state_dict()),
+        param_schedulers=[copy.deepcopy(scheduler.state_dict()) for scheduler in runner.param_schedulers],
+    )
+    return runner, checkpoint
+
+
+@pytest.mark.parametrize("loop", [EpochBasedTrainLoop, IterBasedTrainLoop])
+@pytest.mark.parametrize(("warmup", "milestones"), [(7, [3, 5]), (40, [1, 2]), (2, [4]), (5, [9])])
+def test_another_schedule_goes_on_as_if_it_had_been_so_from_the_start(loop, warmup, milestones):
+    _, checkpoint = trained_with(loop, 3, 5, [2, 6], steps=12)
+    whole, expected = trained_with(loop, 3, warmup, milestones, steps=12)
+    runner, _ = trained_with(loop, 3, warmup, milestones)
+    bring_to_schedule(checkpoint, runner)
+    assert checkpoint["meta"]["iter"] == 12
+    assert checkpoint["optimizer"]["param_groups"][0]["lr"] == pytest.approx(whole.optim_wrapper.get_lr()["lr"][0])
+    for ours, theirs in zip(checkpoint["param_schedulers"], expected["param_schedulers"], strict=True):
+        assert (ours["last_step"], ours.get("milestones")) == (theirs["last_step"], theirs.get("milestones"))
+
+
+def test_another_batch_changes_the_count_of_iterations():
+    _, checkpoint = trained_with(EpochBasedTrainLoop, 3, 5, [2, 6], steps=9)
+    runner, _ = trained_with(EpochBasedTrainLoop, 6, 5, [2, 6])  # half the batch
+    bring_to_schedule(checkpoint, runner)
+    assert checkpoint["meta"] == dict(iter=18, epoch=3)
+    assert checkpoint["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.08)
+    assert checkpoint["param_schedulers"][0]["last_step"] == 4  # the warm-up is over
+    assert checkpoint["param_schedulers"][1]["last_step"] == 3
+
+
+def test_schedule_that_depends_on_results():
+    _, checkpoint = trained_with(EpochBasedTrainLoop, 3, 5, [2], steps=3)
+    runner, _ = trained_with(EpochBasedTrainLoop, 3, 5, [2])
+    runner.param_schedulers.append(ReduceOnPlateauLR(runner.optim_wrapper))
+    assert refused(bring_to_schedule, checkpoint, runner).startswith(
+        "param_scheduler: a schedule of several optimisers"
+    )
+
+
+def test_clipping_is_that_of_the_config():
+    """Not brought back from a checkpoint: MMEngine keeps it out of what it saves."""
+    parameters = list(nn.Linear(2, 2).parameters())
+    old, new = (OptimWrapper(torch.optim.SGD(parameters, 0.1), clip_grad=dict(max_norm=norm)) for norm in (1, 2))
+    new.load_state_dict(old.state_dict())
+    assert new.clip_grad_kwargs == dict(max_norm=2)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from mmengine.config import Config
+from PIL import Image
 
 from dk_detection.datasets import deformed_shapes
 from dk_detection.errors import UserError
@@ -137,7 +139,7 @@ def test_broken_annotation_file(root, content, message):
         (lambda c: c["annotations"][1].update(id=c["annotations"][0]["id"]), "ids in 'annotations' are not unique"),
         (
             lambda c: c["annotations"][0].pop("segmentation") and None,
-            r"annotations\[0\] of .* has no 'segmentation', but",
+            r"annotations\[0\] has no 'segmentation', and masks are asked for",
         ),
         (lambda c: c.pop("annotations") and None, "has no 'annotations'"),
         (lambda c: c["annotations"].clear(), "has no annotations, there is nothing to learn from"),
@@ -145,7 +147,7 @@ def test_broken_annotation_file(root, content, message):
             lambda c: c["categories"][2].update(name="box"),
             r"has no category 'square' \(1 of 6 classes are missing; it has box",
         ),
-        (lambda c: c["images"][0].update(file_name="gone.png"), "there is no image .*train/gone.png, the first that"),
+        (lambda c: c["images"][0].update(file_name="gone.png"), "there is no picture .*train/gone.png; .* names it"),
     ],
 )
 def test_flaw_in_an_annotation_file(root, change, message):
@@ -237,3 +239,187 @@ def test_what_is_not_local_coco_is_left_alone(root):
     cfg.val_dataloader.dataset.data_root = "s3://bucket/coco/"
     cfg.test_dataloader.dataset.update(ann_file="gone.json", backend_args=dict(backend="petrel"))
     check_data(cfg, MODES)
+
+
+# What belongs together.
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [(TRAIN, "train_dataloader.dataset"), (VAL, "val_dataloader.dataset"), ("x.json", "val_evaluator")],
+)
+def test_categories_in_another_order(root, path, where):
+    cfg = config(root)
+    if where == "val_evaluator":
+        shutil.copy(root / VAL, root / path)
+        cfg.val_evaluator.ann_file = str(root / path)
+    rewrite(root / path, lambda c: c["categories"].reverse())
+    message = refused(cfg)
+    assert message.startswith(f"{where}: the annotation file {root}/{path} is broken: its categories are 'crescent', ")
+    assert "those of the config are 'disc', 'triangle'" in message
+    assert "unlike from label 0 on" in message
+
+
+def test_category_that_is_twice_in_a_file(root):
+    rewrite(root / VAL, lambda c: c["categories"].append(dict(id=9, name="disc")))
+    assert "(7), and those of the config are" in refused(config(root))
+
+
+def test_objects_of_both_kinds_are_counted(root, capsys):
+    rewrite(root / TRAIN, lambda c: c["annotations"][1].update(area=0))
+    rewrite(root / VAL, lambda c: c["annotations"][0].update(iscrowd=1))
+    check_data(config(root), ("train", "val"))
+    learned, judged = capsys.readouterr().out.splitlines()
+    assert re.match(
+        rf"{root}/{TRAIN}: learned from: 13 of 14 objects; not 1 with an area of 0 or less \(first: annotations\[1\]",
+        learned,
+    )
+    assert re.match(rf"{root}/{VAL}: judged: \d+ of \d+ objects; not 1 crowds \(first: annotations\[0\], id ", judged)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(area=0),
+        dict(iscrowd=1),
+        dict(bbox=[3, 3, 0, 4]),
+        dict(bbox=[-9, -9, 4, 4]),
+        dict(image_id="1"),
+        dict(ignore=True),
+        dict(segmentation=[[1, 1, 5, 5]]),
+    ],
+)
+def test_nothing_is_left_to_learn_from(root, change):
+    rewrite(root / TRAIN, lambda c: [annotation.update(change) for annotation in c["annotations"]] and None)
+    message = refused(config(root))
+    assert message.startswith("train_dataloader.dataset: there is nothing to learn from in the annotation file ")
+    assert f"{root}/{TRAIN}: 0 of 14 objects; not 14 " in message
+    assert "(first: annotations[0], id " in message
+
+
+def test_nothing_is_left_to_compare_with(root, capsys):
+    rewrite(root / VAL, lambda c: c["annotations"].clear())
+    check_data(config(root), ("val",))
+    assert f"{root}/{VAL}: judged: 0 of 0 objects" in capsys.readouterr().out
+    cfg = config(root)
+    cfg.val_evaluator.ann_file = str(root / TRAIN)
+    cfg.val_dataloader.dataset.update(ann_file=TRAIN, data_prefix=dict(img="train/"))
+    rewrite(root / TRAIN, lambda c: [annotation.update(iscrowd=1) for annotation in c["annotations"]] and None)
+    message = refused(cfg, ("val",))
+    assert message.startswith("val_evaluator: there is nothing to compare with in the annotation file ")
+    assert f"{root}/{TRAIN}: 0 of 14 objects; not 14 crowds" in message
+
+
+def test_masks_are_looked_at_where_they_are_used(root):
+    rewrite(root / VAL, lambda c: c["annotations"][0].update(segmentation=[1, 1, 5, 1, 5, 5]))
+    cfg = config(root)
+    check_data(cfg, MODES)
+    cfg.val_evaluator.metric = ["bbox", "segm"]
+    assert refused(cfg).startswith("val_evaluator: the annotation file ")
+    cfg.val_evaluator.metric = "bbox"
+    cfg.val_dataloader.dataset.pipeline[1].with_mask = True
+    assert refused(cfg).startswith("val_dataloader.dataset: the annotation file ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "there is no picture {}; "),
+        (lambda path: path.write_bytes(b""), "there is nothing in the picture {}; "),
+        (lambda path: path.write_text("<html>"), "{} is no picture that can be read; "),
+        (lambda path: Image.new("RGB", (64, 32)).save(path), "{} is 64 pixels wide and 32 high"),
+    ],
+)
+def test_picture_that_is_not_the_first(root, change, message):
+    images = json.loads((root / TRAIN).read_text())["images"]
+    path = root / "train" / images[-1]["file_name"]
+    change(path)
+    assert refused(config(root)).startswith(f"train_dataloader.dataset: {message.format(path)}")
+
+
+def test_picture_that_is_never_opened(root):
+    content = json.loads((root / TRAIN).read_text())
+    image = content["images"][-1]
+    rewrite(root / TRAIN, lambda c: c.update(annotations=[a for a in c["annotations"] if a["image_id"] != image["id"]]))
+    (root / "train" / image["file_name"]).unlink()
+    cfg = config(root)
+    assert "there is no picture" in refused(cfg)
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    check_data(cfg, MODES)
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        (dict(roi_head=dict(bbox_head=dict(type="Shared2FCBBoxHead", num_classes=3))), "model.roi_head.bbox_head"),
+        (dict(roi_head=dict(mask_head=dict(type="FCNMaskHead", num_classes=80))), "model.roi_head.mask_head"),
+        (dict(bbox_head=dict(type="RetinaHead", num_classes=7)), "model.bbox_head"),
+        (dict(bbox_head=dict(type="YOLOXHead", num_classes=1)), "model.bbox_head"),
+        (dict(roi_head=dict(bbox_head=[dict(num_classes=6), dict(num_classes=5)])), "model.roi_head.bbox_head[1]"),
+        (dict(roi_head=dict(bbox_head=dict(type="Shared2FCBBoxHead"))), "model.roi_head.bbox_head"),  # 80 by default
+        (dict(detector=dict(bbox_head=dict(type="FCOSHead", num_classes=20))), "model.detector.bbox_head"),
+    ],
+)
+def test_head_of_another_number_of_classes(root, model, where):
+    cfg = config(root)
+    cfg.model = model
+    assert re.fullmatch(
+        rf"{re.escape(where)}.num_classes is \d+, and train_dataloader.dataset has 6 classes", refused(cfg)
+    )
+
+
+def test_heads_that_fit(root):
+    cfg = config(root)
+    cfg.model = dict(
+        backbone=dict(type="X", num_classes=1000),
+        rpn_head=dict(type="RPNHead", num_classes=1),
+        roi_head=dict(bbox_head=dict(num_classes=6), mask_head=dict(type="FCNMaskHead", num_classes=6)),
+    )
+    check_data(cfg, MODES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            dict(metainfo=dict(classes="disc")),
+            "metainfo.classes is the text 'disc', expected a list; of one class it is ",
+        ),
+        (dict(metainfo=dict(classes="disc,square")), "metainfo.classes is the text 'disc,square'"),
+        (
+            dict(ann_file=[TRAIN, VAL]),
+            f"ann_file is ['{TRAIN}', '{VAL}'], expected one path; several data sets are one as",
+        ),
+        (dict(ann_file=dict(train=TRAIN)), "ann_file is {'train': "),
+        (dict(data_root=["a", "b"]), "data_root is ['a', 'b'], expected one path"),
+        (dict(data_prefix="train/"), "data_prefix is 'train/', expected dict(img=...)"),
+        (dict(data_prefix=dict(img_path="train/")), "sets no data_prefix.img"),
+        (dict(data_prefix=dict(img=["a"])), "data_prefix.img is ['a'], expected one path"),
+    ],
+)
+def test_settings_of_the_wrong_kind(root, change, message):
+    cfg = config(root)
+    for key, value in change.items():
+        cfg.train_dataloader.dataset[key] = value
+    found = refused(cfg)
+    assert found.startswith("train_dataloader.dataset")
+    assert message in found
+
+
+def test_files_of_evaluators_of_the_wrong_kind(root):
+    cfg = config(root)
+    cfg.val_evaluator.ann_file = [VAL]
+    assert refused(cfg).startswith(f"val_evaluator: ann_file is ['{VAL}'], expected one path")
+
+
+def test_data_sets_with_rules_of_their_own_are_left_alone(root):
+    cfg = config(root)
+    rewrite(root / TRAIN, lambda c: [image.pop("file_name") for image in c["images"]] and None)  # as LVIS has it
+    cfg.train_dataloader.dataset.type = "LVISV1Dataset"
+    check_data(cfg, MODES)
+
+
+def test_content_is_read_once(root):
+    contents = check_data(config(root), MODES)
+    assert set(contents) == {str(root / TRAIN), str(root / VAL)}
+    assert contents[str(root / VAL)] == json.loads((root / VAL).read_text())

@@ -130,6 +130,13 @@ def test_mmcvs_names_of_offset_groups_are_understood(row, name):
         backbone(**dcn(row, deform_group=2))
 
 
+def test_a_layer_without_offset_groups_takes_the_default_of_mmdets_configs():
+    row = next(row for row in ROWS if row.token == "dk")
+    assert isinstance(backbone(**dcn(row, deform_groups=1)).layer2[0].conv2, LocalDeformKernel2d)
+    with pytest.raises(TypeError, match="DkLocalDeformKernel2d: deform_groups must be 1, as this layer has no offset"):
+        backbone(**dcn(row, deform_groups=2))
+
+
 @data_rows
 def test_resnext(row):
     net = MODELS.build(

@@ -4,12 +4,14 @@ Backends: "cpu", the host kernels; "host_run", the device bodies in a plain loop
 present.
 """
 
+import inspect
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 BACKENDS = ("cpu", "host_run", pytest.param("cuda", marks=pytest.mark.cuda))
 
@@ -53,6 +55,7 @@ class OperatorSuite:
             narrower.
         maps: names of those that are feature maps, in either memory format.
         cases: samples with batch > 1, small, odd and unequal sizes, and positions away from kinks.
+        once: whether derivatives of gradients are refused.
     """
 
     name: str
@@ -61,6 +64,7 @@ class OperatorSuite:
     data: tuple[str, ...] = ()
     maps: tuple[str, ...] = ("input",)
     cases: tuple[Case, ...] = ()
+    once = False
 
     def pytest_generate_tests(self, metafunc):
         if "case" in metafunc.fixturenames:
@@ -169,10 +173,13 @@ class OperatorSuite:
                 return function(*args, **(kwargs or {}))
 
         with Record():
-            output = self.run(self.function, self.tensors(case, device), case)
+            output = self.run(inspect.unwrap(self.function), self.tensors(case, device), case)
         (args,) = calls
         torch.library.opcheck(operator, args)
-        torch.library.opcheck(backward, self.backward_arguments(torch.randn_like(output), args))
+        args = self.backward_arguments(torch.randn_like(output), args)
+        if not self.once:
+            torch.library.opcheck(backward, args, test_utils="test_autograd_registration")
+        torch.library.opcheck(backward, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args))
 
     def backward_arguments(self, grad, args):
         """Arguments of the backward operator, given the output's gradient and the forward operator's arguments."""
@@ -190,13 +197,175 @@ class OperatorSuite:
             assert torch.equal(a, b)
             torch.testing.assert_close(a, wanted, rtol=1e-4, atol=1e-4)
 
-    def test_double_backward_is_refused(self, device):
+    def pure(self, function, case, names, device="cpu"):
+        """`function` of the tensors called `names` alone, and those tensors."""
+        tensors = self.tensors(case, device, requires_grad=False)
+
+        def call(*values):
+            return self.run(function, tensors | dict(zip(names, values, strict=True)), case)
+
+        return call, tuple(tensors[name] for name in names)
+
+    def directions(self, tensors):
+        torch.manual_seed(2)
+        return tuple(torch.randn_like(tensor) for tensor in tensors)
+
+    def test_forward_mode(self, case, device):
+        # Along each argument alone, and along all together.
+        for names in (*((name,) for name in case.tensors), tuple(case.tensors)):
+            function, tensors = self.pure(self.function, case, names, device)
+            expected, _ = self.pure(self.reference, case, names, device)
+            directions = self.directions(tensors)
+            _, wanted = torch.func.jvp(expected, tensors, directions)
+            output, tangent = torch.func.jvp(function, tensors, directions)
+            assert wanted.count_nonzero() > 0
+            torch.testing.assert_close(output, function(*tensors))
+            torch.testing.assert_close(tangent, wanted, rtol=1e-9, atol=1e-9, msg=lambda m, n=names: f"{n}: {m}")
+        with forward_ad.dual_level():
+            output = function(*map(forward_ad.make_dual, tensors, directions))
+            torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, wanted, rtol=1e-9, atol=1e-9)
+
+    def test_forward_mode_fits_the_backward_on_kinks(self, case, device):
+        # <u, J d> = <J^T u, d>, also where slopes to the left and to the right differ, and where there is no sample.
+        names = tuple(case.tensors)
+        function, tensors = self.pure(self.function, case, names, device)
+        tensors = tuple(t.round() if name.endswith("offset") else t for name, t in zip(names, tensors, strict=True))
+        for name, tensor in zip(names, tensors, strict=True):
+            if name.endswith("offset"):
+                tensor.view(-1)[::11] = float("nan")
+                tensor.view(-1)[5::11] = float("inf")
+                tensor.view(-1)[7::11] = float("-inf")
+        for index, direction in enumerate(self.directions(tensors)):
+            directions = tuple(direction if i == index else torch.zeros_like(t) for i, t in enumerate(tensors))
+            output, tangent = torch.func.jvp(function, tensors, directions)
+            cotangent = torch.randn_like(output)
+            gradient = torch.func.vjp(function, *tensors)[1](cotangent)[index]
+            torch.testing.assert_close((cotangent * tangent).sum(), (gradient * direction).sum())
+
+    @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+    def test_forward_mode_in_half_types(self, dtype):
         case = self.cases[0]
-        tensors = self.tensors(case, device)
-        output = self.run(self.function, tensors, case)
-        (gradient,) = torch.autograd.grad(output.square().sum(), tensors[self.data[0]], create_graph=True)
-        with pytest.raises(RuntimeError, match=f"{self.name}: double backward is not supported"):
-            gradient.sum().backward()
+        tensors = self.tensors(case, dtype=dtype, requires_grad=False)
+        directions = [d.to(t.dtype) for t, d in zip(tensors.values(), self.directions(tensors.values()), strict=True)]
+
+        def tangent(function, dtype=None):
+            def call(*values):
+                return self.run(function, dict(zip(tensors, values, strict=True)), case)
+
+            values, along = ([t.to(dtype or t.dtype) for t in ts] for ts in (tensors.values(), directions))
+            return torch.func.jvp(call, tuple(values), tuple(along))[1]
+
+        got, wanted = tangent(self.function), tangent(self.reference, torch.float64)
+        assert got.dtype == dtype
+        assert (got.double() - wanted).abs().max() < 4 * torch.finfo(dtype).eps * wanted.abs().max()
+
+    @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # by torch.func.linearize itself
+    def test_transforms_of_torch_func(self):
+        case = self.cases[0]
+        names = tuple(case.tensors)
+        (function, tensors), (expected, _) = (self.pure(f, case, names) for f in (self.function, self.reference))
+        directions = self.directions(tensors)
+        every = tuple(range(len(names)))
+        torch.testing.assert_close(
+            torch.func.grad(lambda *t: function(*t).square().sum(), every)(*tensors),
+            torch.func.grad(lambda *t: expected(*t).square().sum(), every)(*tensors),
+        )
+        _, linear = torch.func.linearize(function, *tensors)
+        torch.testing.assert_close(linear(*directions), torch.func.jvp(expected, tensors, directions)[1])
+        (function, tensors), (expected, _) = (self.pure(f, case, names[-1:]) for f in (self.function, self.reference))
+        wanted = torch.func.jacrev(expected)(*tensors)
+        torch.testing.assert_close(torch.func.jacrev(function)(*tensors), wanted)
+        torch.testing.assert_close(torch.func.jacfwd(function)(*tensors), wanted)
+
+    def test_vmap(self):
+        # All tensors mapped, along another dimension than the first, and each alone; gradients of every sample.
+        case = self.cases[0]
+        names = tuple(case.tensors)
+        function, tensors = self.pure(self.function, case, names)
+        gradient = torch.func.grad(lambda *t: function(*t).square().sum(), tuple(range(len(names))))
+        for mapped in (*((name,) for name in names), names):
+            values = [torch.stack([t, -t / 3], -1) if n in mapped else t for n, t in zip(names, tensors, strict=True)]
+            in_dims = tuple(-1 if name in mapped else None for name in names)
+            samples = [[t[..., i] if d else t for t, d in zip(values, in_dims, strict=True)] for i in (0, 1)]
+            torch.testing.assert_close(
+                torch.vmap(function, in_dims)(*values), torch.stack([function(*sample) for sample in samples])
+            )
+        per_sample = torch.vmap(gradient, in_dims)(*values)
+        for i, sample in enumerate(samples):
+            torch.testing.assert_close(tuple(g[i] for g in per_sample), gradient(*sample))
+        with pytest.raises(RuntimeError, match=f"{self.name}: vmap over a dimension of size 0 is not supported"):
+            torch.vmap(function, (0, *[None] * (len(names) - 1)))(tensors[0][None][:0], *tensors[1:])
+
+    def test_second_derivatives(self, case, device):
+        # Gradients of gradients, the derivative of a gradient along a direction, and the gradient of such a derivative.
+        names = tuple(case.tensors)
+        (function, tensors), (expected, _) = (
+            self.pure(f, case, names, device) for f in (self.function, self.reference)
+        )
+        directions = self.directions(tensors)
+
+        def gradient(function):
+            return torch.func.grad(lambda *t: function(*t).square().sum(), tuple(range(len(names))))
+
+        def double_backward(function):
+            leaves = [t.clone().requires_grad_() for t in tensors]
+            first, *others = leaves  # all others depend on it, as they do in a layer
+            output = function(first, *(other * (1 + first.mean()) for other in others))
+            cotangent = torch.linspace(-1, 1, output.numel()).to(output).view_as(output).requires_grad_()
+            gradients = torch.autograd.grad(output, leaves, cotangent, create_graph=True)
+            change = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+            return torch.autograd.grad(change, [*leaves, cotangent], materialize_grads=True)
+
+        def forward_over_reverse(function):
+            return torch.func.jvp(gradient(function), tensors, directions)[1]
+
+        def reverse_over_forward(function):
+            return gradient(lambda *t: torch.func.jvp(function, t, directions)[1])(*tensors)
+
+        for derivative in (double_backward, forward_over_reverse, reverse_over_forward):
+            if self.once and (derivative != reverse_over_forward or "offset" in names):
+                with pytest.raises(RuntimeError, match=f"{self.name}: double backward is not supported"):
+                    derivative(function)
+            else:
+                torch.testing.assert_close(derivative(function), derivative(expected), rtol=1e-9, atol=1e-9)
+
+    def test_derivatives_when_compiled(self):
+        case = self.cases[0]
+        function, tensors = self.pure(self.function, case, tuple(case.tensors))
+        directions = self.directions(tensors)
+
+        def both(*tensors):
+            gradient = torch.func.grad(lambda *t: function(*t).square().sum())(*tensors)
+            return *torch.func.jvp(function, tensors, directions), gradient
+
+        torch.testing.assert_close(torch.compile(both, fullgraph=True, backend="aot_eager")(*tensors), both(*tensors))
+
+    def test_derivatives_of_the_compiled_operator(self):
+        # An exported program calls it without the function around it.
+        case = self.cases[0]
+        function, tensors = self.pure(self.function, case, tuple(case.tensors))
+
+        class Module(torch.nn.Module):
+            def forward(self, *tensors):
+                return function(*tensors)
+
+        directions = self.directions(tensors)
+        program = torch.export.export(Module(), tensors).module()
+        expected = torch.func.jvp(function, tensors, directions)
+        torch.testing.assert_close(torch.func.jvp(program, tensors, directions), expected)
+
+    def test_fx_traces_one_node(self):
+        case = self.cases[0]
+        run, function = self.run, self.function
+
+        class Module(torch.nn.Module):
+            def forward(self, tensors):
+                return run(function, {name: tensors[name] for name in case.tensors}, case)
+
+        traced = torch.fx.symbolic_trace(Module())
+        assert [node.target for node in traced.graph.nodes].count(function) == 1
+        tensors = self.tensors(case)
+        assert torch.equal(traced(tensors), run(function, tensors, case))
 
     def test_autocast(self, device):
         case = self.cases[0]
@@ -229,3 +398,59 @@ class OperatorSuite:
         expected, expected_gradients = self.gradients(self.function, self.tensors(case, dtype=torch.float32), case)
         torch.testing.assert_close(output, expected)
         torch.testing.assert_close(gradients, expected_gradients)
+
+
+class ConvolutionSuite(OperatorSuite):
+    """Of operators that convolve `input` with `weight`."""
+
+    data = ("input", "weight", "bias")
+
+    def test_an_image_without_a_batch(self, case, device):
+        tensors = self.tensors(case, device, requires_grad=False)
+        batched, single = (
+            {name: t if name in ("weight", "bias") else t[index] for name, t in tensors.items()}
+            for index in (slice(1), 0)
+        )
+        for name in tensors:  # those of the batch are gradients of its only image
+            for arguments in (batched, single):
+                arguments[name].requires_grad_()
+        (output, gradients), (expected, wanted) = (self.gradients(self.function, t, case) for t in (single, batched))
+        assert torch.equal(output, expected[0])
+        for name, gradient, other in zip(tensors, gradients, wanted, strict=True):
+            assert torch.equal(gradient, other.view_as(gradient)), name
+
+
+class RoIPoolSuite(OperatorSuite):
+    """Of operators that pool `rois`, one of a case's options, from `input`."""
+
+    data = ("input",)
+    once = True
+
+    def run(self, function, tensors, case):
+        return function(**tensors, **case.options | {"rois": case.options["rois"].to(tensors["input"].device)})
+
+    def backward_arguments(self, grad, args):
+        input, rois, offset, mask, *geometry = args
+        wanted = [True, offset is not None, mask is not None]
+        return grad, input, rois, offset, mask, *geometry, wanted
+
+    def test_rois_are_no_variables(self, case):
+        # No gradient flows to them, so nothing follows them in forward mode either.
+        tensors = self.tensors(case, requires_grad=False)
+        rois = case.options["rois"]
+        _, tangent = torch.func.jvp(
+            lambda rois: self.function(**tensors, **case.options | {"rois": rois}), (rois,), (torch.ones_like(rois),)
+        )
+        assert tangent.count_nonzero() == 0
+
+    def test_fx_sees_rois_in_a_list(self):
+        case = self.cases[0]
+        tensors = self.tensors(case, requires_grad=False)
+
+        def call(first, second):
+            return self.function(**tensors, **case.options | {"rois": [first, second]})
+
+        traced = torch.fx.symbolic_trace(call)
+        assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [self.function]
+        boxes = case.options["rois"][:2, 1:], case.options["rois"][2:, 1:]
+        assert torch.equal(traced(*boxes), call(*boxes))

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_conv2d
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, away_from_kinks, host_run
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, host_run
 
 
 def make_case(
@@ -41,17 +41,16 @@ CASES = (
 )
 
 
-class TestDeformConv2d(OperatorSuite):
+class TestDeformConv2d(ConvolutionSuite):
     name = "deform_conv2d"
     function = staticmethod(deform_conv2d)
     reference = staticmethod(reference.deform_conv2d)
-    data = ("input", "weight", "bias")
     cases = CASES
 
     def backward_arguments(self, grad, args):
         input, offset, mask, weight, bias, *geometry = args
         wanted = [True, True, mask is not None, True, bias is not None]
-        return grad, *(t if t is None else t.detach() for t in (input, offset, mask, weight)), *geometry, wanted
+        return grad, input, offset, mask, weight, *geometry, wanted
 
 
 @pytest.fixture(params=BACKENDS)
@@ -241,7 +240,19 @@ def _good():
 
 
 WRONG = {
-    "input_rank": ({"input": torch.rand(6, 7, 5)}, ValueError, r"input must be \[N, C, H, W\], got shape \[6, 7, 5\]"),
+    "input_rank": ({"input": torch.rand(7, 5)}, ValueError, r"input must be \[N, C, H, W\] or .* got shape \[7, 5\]"),
+    "single_input": (
+        {"input": torch.rand(6, 7, 5)},
+        ValueError,
+        r"offset has shape \[2, 36, 7, 5\], expected 3 dimensions, since input is one image .* of shape \[6, 7, 5\]",
+    ),
+    "single_input_and_offset": (
+        {"input": torch.rand(6, 7, 5), "offset": torch.rand(36, 7, 5)},
+        ValueError,
+        r"mask has shape \[2, 18, 7, 5\], expected 3 dimensions, since",
+    ),
+    "single_offset": ({"offset": torch.rand(36, 7, 5)}, ValueError, r"offset must have 4 .* got shape \[36, 7, 5\]"),
+    "single_mask": ({"mask": torch.rand(18, 7, 5)}, ValueError, r"mask must have 4 dimensions, got shape \[18, 7, 5\]"),
     "input_type": ({"input": [1, 2]}, TypeError, "input must be a tensor, got list"),
     "input_dtype": (
         {"input": torch.ones(2, 6, 7, 5, dtype=torch.int64)},
@@ -288,7 +299,7 @@ WRONG = {
     "mask_channels": (
         {"mask": torch.rand(2, 9, 7, 5)},
         ValueError,
-        r"mask has shape \[2, 9, 7, 5\], expected \[2, 18, 7, 5\]",
+        r"mask has 9 channels, expected offset_groups \* kH \* kW = 18, half of those of offset",
     ),
     "mask_device": ({"mask": torch.rand(2, 18, 7, 5, device="meta")}, ValueError, "mask is on meta"),
     "bias_size": ({"bias": torch.rand(6)}, ValueError, r"bias has shape \[6\], expected \[4\]"),

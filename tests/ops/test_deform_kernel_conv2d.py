@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_conv2d, deform_kernel_conv2d, resample_kernel
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, away_from_kinks, host_run
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, host_run
 
 
 def kernel_offsets(batch, groups, kernel, scope, out_size=()):
@@ -91,18 +91,16 @@ MORE_CASES = (
 )  # fmt: skip
 
 
-class TestDeformKernelConv2d(OperatorSuite):
+class TestDeformKernelConv2d(ConvolutionSuite):
     name = "deform_kernel_conv2d"
     function = staticmethod(deform_kernel_conv2d)
     reference = staticmethod(reference.deform_kernel_conv2d)
-    data = ("input", "weight", "bias")
     cases = CASES
 
     def backward_arguments(self, grad, args):
         input, kernel_offset, offset, mask, weight, bias, *options = args
         wanted = [True, True, offset is not None, mask is not None, True, bias is not None]
-        tensors = (t if t is None else t.detach() for t in (input, kernel_offset, offset, mask, weight))
-        return grad, *tensors, *options, wanted
+        return grad, input, kernel_offset, offset, mask, weight, *options, wanted
 
 
 @pytest.fixture(params=BACKENDS)
@@ -335,7 +333,22 @@ def _good():
 
 
 WRONG = {
-    "input_rank": ({"input": torch.rand(6, 7, 5)}, ValueError, r"input must be \[N, C, H, W\], got shape \[6, 7, 5\]"),
+    "input_rank": ({"input": torch.rand(5)}, ValueError, r"input must be \[N, C, H, W\] or .* got shape \[5\]"),
+    "single_input": (
+        {"input": torch.rand(6, 7, 5)},
+        ValueError,
+        r"kernel_offset has shape \[2, 54, 7, 5\], expected 3 dimensions, since input .* of shape \[6, 7, 5\]",
+    ),
+    "single_input_and_kernel_offset": (
+        {"input": torch.rand(6, 7, 5), "kernel_offset": torch.rand(54, 7, 5)},
+        ValueError,
+        r"offset has shape \[2, 36, 7, 5\], expected 3 dimensions, since",
+    ),
+    "single_kernel_offset": (
+        {"kernel_offset": torch.rand(54, 7, 5)},
+        ValueError,
+        r"kernel_offset must have 4 dimensions, got shape \[54, 7, 5\]",
+    ),
     "input_type": ({"input": [1, 2]}, TypeError, "input must be a tensor, got list"),
     "input_dtype": ({"input": torch.ones(2, 6, 7, 5).long()}, TypeError, "input must be floating-point, got"),
     "weight_rank": ({"weight": torch.rand(4, 3, 3)}, ValueError, r"weight must be .* got shape \[4, 3, 3\]"),
@@ -347,7 +360,11 @@ WRONG = {
         ValueError,
         "weight has a scope of 2x3, expected at least kernel_size = 3x3",
     ),
-    "scope_width": ({"kernel_size": (3, 5)}, ValueError, "weight has a scope of 4x4, .* kernel_size = 3x5"),
+    "scope_width": (
+        {"kernel_size": (3, 5), "kernel_offset": torch.rand(2, 30, 7, 3)},
+        ValueError,
+        "weight has a scope of 4x4, .* kernel_size = 3x5",
+    ),
     "channels": ({"weight": torch.rand(4, 4, 3, 3)}, ValueError, r"input has 6 channels, .* weight.shape\[1\] = 4"),
     "out_channels": ({"weight": torch.rand(5, 3, 3, 3)}, ValueError, "weight has 5 output channels, .* groups = 2"),
     "kernel_offset_rank": ({"kernel_offset": torch.rand(2, 18)}, ValueError, r"kernel_offset must have 4 .* \[2, 18\]"),
@@ -414,7 +431,10 @@ def test_wrong_input(change, error, message):
 
 
 # Which of them the compiled operator cannot meet.
-PYTHON_ONLY = ("input_type", "stride_type", "dilation", "kernel_size", "kernel_offset_rank", "kernel_offset_channels")
+PYTHON_ONLY = (
+    *("input_type", "stride_type", "dilation", "kernel_size", "kernel_offset_rank", "kernel_offset_channels"),
+    *("single_input_and_kernel_offset", "single_kernel_offset"),
+)
 
 
 @pytest.mark.parametrize("name", [name for name in WRONG if name not in PYTHON_ONLY])

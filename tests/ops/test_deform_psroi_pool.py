@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_psroi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, host_run
+from tests.ops.suite import BACKENDS, Case, RoIPoolSuite, host_run
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -93,20 +93,11 @@ CASES = (
 )
 
 
-class TestDeformPSRoIPool(OperatorSuite):
+class TestDeformPSRoIPool(RoIPoolSuite):
     name = "deform_psroi_pool"
     function = staticmethod(deform_psroi_pool)
     reference = staticmethod(reference.deform_psroi_pool)
-    data = ("input",)
     cases = CASES
-
-    def run(self, function, tensors, case):
-        return call(function, tensors, case.options)
-
-    def backward_arguments(self, grad, args):
-        input, rois, offset, mask, *geometry = args
-        wanted = [True, offset is not None, mask is not None]
-        return grad, *(t if t is None else t.detach() for t in (input, rois, offset, mask)), *geometry, wanted
 
 
 @pytest.fixture(params=BACKENDS)

@@ -8,7 +8,7 @@ from torchvision.ops import roi_align
 from dk_detection import reference
 from dk_detection.ops import deform_roi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, OperatorSuite, host_run
+from tests.ops.suite import BACKENDS, Case, RoIPoolSuite, host_run
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -86,20 +86,11 @@ CASES = (
 )
 
 
-class TestDeformRoIPool(OperatorSuite):
+class TestDeformRoIPool(RoIPoolSuite):
     name = "deform_roi_pool"
     function = staticmethod(deform_roi_pool)
     reference = staticmethod(reference.deform_roi_pool)
-    data = ("input",)
     cases = CASES
-
-    def run(self, function, tensors, case):
-        return call(function, tensors, case.options)
-
-    def backward_arguments(self, grad, args):
-        input, rois, offset, mask, *geometry = args
-        wanted = [True, offset is not None, mask is not None]
-        return grad, *(t if t is None else t.detach() for t in (input, rois, offset, mask)), *geometry, wanted
 
 
 @pytest.fixture(params=BACKENDS)

@@ -159,6 +159,27 @@ def test_compile_without_graph_break():
     )
 
 
+def test_transforms():
+    weight, kernel_offset, options = make().values
+
+    def call(weight, kernel_offset):
+        return resample_kernel(weight, kernel_offset, **options)
+
+    def expected(weight, kernel_offset):
+        return reference.resample_kernel(weight, kernel_offset, **options)
+
+    tensors = weight, kernel_offset
+    torch.testing.assert_close(torch.func.jvp(call, tensors, tensors), torch.func.jvp(expected, tensors, tensors))
+    torch.testing.assert_close(torch.func.jacrev(call, 1)(*tensors), torch.func.jacfwd(expected, 1)(*tensors))
+    weights = torch.stack([weight, -weight / 3])
+    torch.testing.assert_close(
+        torch.vmap(call, (0, None))(weights, kernel_offset), torch.stack([call(w, kernel_offset) for w in weights])
+    )
+    traced = torch.fx.symbolic_trace(call)
+    assert [node.target for node in traced.graph.nodes if node.op.startswith("call")] == [resample_kernel]
+    assert torch.equal(traced(*tensors), call(*tensors))
+
+
 def test_works_without_the_compiled_library(monkeypatch):
     from dk_detection import _extension
 

@@ -18,13 +18,15 @@ class Done:
     code: int
     out: str
     err: str
+    left: bool = False  # children that outlive it
 
 
 @contextmanager
 def running(environment: dict, folder: Path, *modules: str) -> Iterator[Callable[..., Done]]:
     """A function that runs the command line, quickly: modules are imported once.
 
-    A dictionary as `env` is put into the environment of one run. The current folder is `folder`.
+    A dictionary as `env` is put into the environment of one run. The current folder is `folder`. A `signal` stops the
+    run as soon as the file `when` is there.
     """
     (folder / "printed").mkdir()
     (folder / "cwd").mkdir()
@@ -38,12 +40,13 @@ def running(environment: dict, folder: Path, *modules: str) -> Iterator[Callable
     )
     out, err = folder / "printed" / "out", folder / "printed" / "err"
 
-    def run(*argv, env=None) -> Done:
+    def run(*argv, env=None, signal=None, to_all=False, when=None) -> Done:
         job = dict(argv=list(map(str, argv)), env=env or {}, out=str(out), err=str(err))
+        job |= dict(signal=signal, to_all=to_all, when=str(when))
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
-        answer = server.stdout.readline()
-        return Done(int(answer), out.read_text(), err.read_text())
+        status, left = json.loads(server.stdout.readline())
+        return Done(status, out.read_text(), err.read_text(), left)
 
     yield run
     server.stdin.close()
@@ -55,6 +58,12 @@ def plain(*argv, **kwargs) -> Done:
         [sys.executable, SCRIPT, *map(str, argv)], capture_output=True, text=True, timeout=120, check=False, **kwargs
     )
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def without(module: str, folder: Path) -> dict:
+    """An environment in which a module cannot be imported, made in an empty folder."""
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules['{module}'] = None\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def refused(done: Done) -> str:

@@ -1,7 +1,5 @@
 """The command line, from the outside: what it prints, leaves behind and returns."""
 
-import contextlib
-import functools
 import json
 import os
 import re
@@ -9,14 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from dk_detection.datasets import deformed_shapes
-from tests.tools.command_line import ROOT, SCRIPT, Done, plain, refused, running
+from tests.tools.command_line import ROOT, SCRIPT, Done, plain, refused, running, without
 
 CONFIG = ROOT / re.search(r"^CONFIG \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
 COCO_CONFIG = ROOT / "configs" / "mmdet" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -74,7 +71,7 @@ def copied(trained, tmp_path):
 @pytest.fixture
 def half_way(copied):
     """The run as it was after its second iteration."""
-    for path in (copied / "iter_4.pth", copied / "predictions.png", *copied.glob("val.*")):
+    for path in (copied / "iter_4.pth", copied / "contact_sheet.png", *copied.glob("val.*")):
         path.unlink()
     (copied / "last_checkpoint").write_text(str(copied / "iter_2.pth"))
     return copied
@@ -110,11 +107,12 @@ def iterations(done: Done) -> list[int]:
         ),
         (
             ["--config", CONFIG, "--num-gpus", "8"],
-            f"--num-gpus is for Detectron2, and {CONFIG} is a config of MMDetection: write",
+            f"--num-gpus is no option of MMDetection, which {CONFIG} is for: write `torchrun",
         ),
-        ([CONFIG, "--dist-url", "auto"], "--dist-url is for Detectron2"),
-        (["--config", CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is for Detectron2"),
-        ([CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is for Detectron2"),
+        ([CONFIG, "--dist-url", "tcp://a:1"], "--dist-url is no option of MMDetection"),
+        (["--config", CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is no option of MMDetection"),
+        ([CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is no option of MMDetection"),
+        (["--cfg-options", "test_evaluator.ann_file=x.json", "gone.py"], "gone.py: there is no such config file"),
     ],
 )
 def test_arguments(argv, message):
@@ -139,8 +137,7 @@ def test_help():
 
 
 def test_framework_that_is_not_installed(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mmdet'] = None\n")
-    message = refused(plain("--config", CONFIG, env={**os.environ, "PYTHONPATH": str(tmp_path)}))
+    message = refused(plain("--config", CONFIG, env=without("mmdet", tmp_path)))
     assert message.startswith(f"{CONFIG} is a config of MMDetection. dk_detection.mmdet needs MMDetection 3")
     assert "pip install" in message
 
@@ -219,7 +216,7 @@ def test_training_leaves_everything_in_one_folder(trained):
     assert {path.name for path in work_dir.glob("*.*")} == {
         "iter_2.pth",
         "iter_4.pth",
-        "predictions.png",
+        "contact_sheet.png",
         "tiny.py",
         "val.bbox.json",
         "val.metrics.json",
@@ -254,7 +251,7 @@ def test_finished_run_is_left_alone(train_net, config, trained):
 def test_finished_training_without_results_is_evaluated(train_net, config, trained, copied, lost):
     results = json.loads((copied / "val.metrics.json").read_text())
     (copied / lost).unlink()
-    (copied / "predictions.png").unlink()
+    (copied / "contact_sheet.png").unlink()
     done = train_net("--config", config, "--work-dir", copied, "--resume")
     assert done.code == 0, done.err
     assert f"{copied}/iter_4.pth: the training is finished; evaluating." in done.out
@@ -263,7 +260,7 @@ def test_finished_training_without_results_is_evaluated(train_net, config, train
     record = json.loads((copied / "val.metrics.json").read_text())
     assert (record["iteration"], record["metrics"]) == (4, results["metrics"])
     assert record["files"] == ["val.bbox.json", "val.segm.json"]
-    assert all((copied / name).is_file() for name in [*record["files"], "predictions.png"])
+    assert all((copied / name).is_file() for name in [*record["files"], "contact_sheet.png"])
 
 
 def test_resume_continues(train_net, config, half_way):
@@ -331,7 +328,7 @@ def test_eval_only(train_net, config, trained, tmp_path):
         "--config", config, "--work-dir", work_dir, "--eval-only", "--checkpoint", trained[0] / "iter_4.pth"
     )
     assert done.code == 0, done.err
-    assert {"test.bbox.json", "test.segm.json", "test.metrics.json", "predictions.png"} <= set(os.listdir(work_dir))
+    assert {"test.bbox.json", "test.segm.json", "test.metrics.json", "contact_sheet.png"} <= set(os.listdir(work_dir))
     assert done.out.splitlines()[-2] == trained[1].out.splitlines()[-2].replace("val:", "test:")
     assert json.loads((work_dir / "test.bbox.json").read_text()) == json.loads(
         (trained[0] / "val.bbox.json").read_text()
@@ -379,38 +376,51 @@ def test_eval_only_of_a_checkpoint_that_does_not_fit(train_net, config, trained,
     assert "there is no such checkpoint" in refused(train_net(*common, "--eval-only", "--checkpoint", "gone.pth"))
 
 
-def test_ctrl_c_and_resume(config, environment, tmp_path):
-    """A real terminal's Ctrl-C: the signal goes to the whole process group, the data loader's workers too."""
+@pytest.mark.parametrize(
+    ("number", "to_all", "status"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGTERM, True, 143)],
+    ids=["Ctrl-C in a terminal", "kill", "end of a scheduler's job"],
+)
+def test_stopped_from_outside(train_net, config, tmp_path, number, to_all, status):
+    """The data loader's worker is told as well, or not, and never stays behind."""
     work_dir = tmp_path / "run"
     options = ("train_cfg.max_iters=500", "default_hooks.checkpoint.interval=1", "train_dataloader.num_workers=1")
-    command = [sys.executable, SCRIPT, "--config", config, "--work-dir", work_dir, "--cfg-options", *options]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    last = work_dir / "last_checkpoint"
+    argv = ("--config", config, "--work-dir", work_dir, "--cfg-options", *options)
+    done = train_net(*argv, signal=number, to_all=to_all, when=last)
+    assert done.code == status
+    assert not done.left
+    path = last.read_text()
+    assert done.err.splitlines() == [f"train_net.py: interrupted; the same command with --resume continues from {path}"]
+    assert torch.load(path, map_location="cpu", weights_only=False)["meta"]["iter"] > 0
+    assert "Iter(train)" in done.out
+
+
+def test_two_processes_without_a_gpu(train_net, environment, config, tmp_path):
+    """They train, with mimicking, and find together what one process finds."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, "--config", config]
+    same = ["val_dataloader.batch_size=1", "test_dataloader.batch_size=1", "model.test_cfg.rcnn.score_thr=0.0"]
+    # MMEngine leaves each process its own statistics of a normalisation, here there are none.
+    same += ["model.neck.norm_cfg=None", "model.backbone.norm_eval=True"]
+    options = ["train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=1", *same]
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, *command, "--work-dir", run, "--cfg-options", *options],
+        capture_output=True,
         text=True,
-        start_new_session=True,
-        # As in a terminal, also where the tests themselves were started with the signal ignored.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        timeout=600,
+        env={**os.environ, **environment},
     )
-    try:
-        deadline = time.monotonic() + 120
-        while not (work_dir / "last_checkpoint").exists():
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
-    last = (work_dir / "last_checkpoint").read_text()
-    assert err.splitlines()[-1] == f"train_net.py: interrupted; the same command with --resume continues from {last}"
-    assert "Traceback" not in err
-    assert torch.load(last, map_location="cpu", weights_only=False)["meta"]["iter"] > 0
-    assert "Iter(train)" in out
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"Everything is in {run}\n") == 1
+    assert len(re.findall(r"Iter\(train\) *\[[12]/2\].* loss_mimic: ", done.stdout)) == 2
+    evaluation = ("--work-dir", tmp_path / "one", "--eval-only", "--checkpoint", run / "iter_2.pth")
+    one = train_net("--config", config, *evaluation, "--cfg-options", *same)
+    assert one.code == 0, one.err
+    for kind in ("bbox", "segm"):
+        found = json.loads((run / f"val.{kind}.json").read_text())
+        assert {entry["image_id"] for entry in found} == {1, 2, 3}
+        assert found == json.loads((tmp_path / "one" / f"test.{kind}.json").read_text())
 
 
 # Real images.

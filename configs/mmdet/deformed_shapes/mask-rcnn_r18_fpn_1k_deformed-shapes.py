@@ -44,5 +44,5 @@ optim_wrapper = dict(
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2), logger=dict(interval=20))
 log_processor = dict(by_epoch=False)
-custom_hooks = [dict(type='DkContactSheetHook')]
+custom_hooks = [dict(type='DkContactSheetHook', layer='backbone.layer3.1.conv2')]
 randomness = dict(seed=0)

@@ -1,0 +1,149 @@
+"""Loads a config of MMDetection with settings of the command line, none of which is ignored in silence."""
+
+import argparse
+import difflib
+import inspect
+import shlex
+from collections.abc import Iterator
+
+from mmdet import registry as registries
+from mmengine.config import Config, DictAction
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+
+from dk_detection.config_files import check_new_key
+from dk_detection.errors import UserError
+
+# What is read of a config when it is loaded: the arguments of the Runner, and what it looks up in its config later.
+# All else are variables, from which a config has made its settings when it is loaded.
+_SETTINGS = set(inspect.signature(Runner).parameters) - {"cfg"} | {
+    "activation_checkpointing",
+    "auto_scale_lr",
+    "compile",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "runner_type",
+    "sync_bn",
+}
+# What a config of MMDetection 2 sets, and 3 does not.
+_OF_MMDET_2 = ("data", "optimizer", "optimizer_config", "lr_config", "runner", "total_epochs", "checkpoint_config")
+
+
+def load_config(path: str, options: list[str] | None = None) -> Config:
+    """Loads a config of MMDetection and overrides some of its settings.
+
+    Args:
+        path: The file.
+        options: The settings, KEY=VALUE.
+
+    Raises:
+        UserError: A file of it cannot be loaded, or a setting would have no effect.
+    """
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        reason = f"{type(cause).__name__}: {_first_line(cause)}"
+        raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
+    old = [key for key in _OF_MMDET_2 if key in cfg]
+    if old and "train_dataloader" not in cfg and "test_dataloader" not in cfg:
+        raise UserError(
+            f"{path} is a config of MMDetection 2 (it sets {', '.join(old)}), and this is MMDetection 3: "
+            "https://mmdetection.readthedocs.io/en/latest/migration/config_migration.html tells how to bring it over"
+        )
+    for option in options or ():
+        if "=" not in option:
+            raise UserError(f"--cfg-options {shlex.quote(option)}: expected KEY=VALUE")
+    settings = {}
+    for option in options or ():
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+        try:
+            settings |= parser.parse_args(["--cfg-options", option]).cfg_options
+        except Exception as error:
+            raise UserError(
+                f"--cfg-options {shlex.quote(option)}: the value cannot be read ({_first_line(error)})"
+            ) from error
+    for key, value in settings.items():
+        try:
+            _check(cfg, key, settings)
+            cfg.merge_from_dict({key: value})
+        except UserError as error:
+            raise UserError(f"--cfg-options {key}={value}: {error}") from None
+        except Exception as error:
+            raise UserError(f"--cfg-options {key}={value}: {_first_line(error)}") from error
+    return cfg
+
+
+def _check(cfg: Config, key: str, settings: dict) -> None:
+    """Checks that a setting has an effect.
+
+    Raises:
+        UserError: It has none.
+    """
+    names = key.split(".")
+    if names[0] not in _SETTINGS:
+        raise UserError(_no_setting(cfg, names))
+    place, node = "", cfg.to_dict()
+    for name in names:
+        if isinstance(node, list):
+            if not name.isdigit():
+                raise UserError(f"{place} is a list, write {place}.0, {place}.1, ...")
+            if int(name) >= len(node):
+                raise UserError(f"{place} has {len(node)} elements, 0 to {len(node) - 1}")
+            node = node[int(name)]
+        elif isinstance(node, dict):
+            if name not in node:
+                if place and name not in ("type", "_delete_", "_scope_"):
+                    kind = settings.get(f"{place}.type", node.get("type"))
+                    if not check_new_key(place, name, node, _functions(kind)):
+                        print(f"--cfg-options {key}: the config does not have {place}.{name} so far", flush=True)
+                return
+            node = node[name]
+        else:
+            raise UserError(f"{place} is {node!r} and has no {name}; set it as a whole")
+        place = f"{place}.{name}" if place else name
+
+
+def _no_setting(cfg: Config, names: list[str]) -> str:
+    """Why something at the top of a config is no setting, and which was meant."""
+    if names[0] not in cfg:
+        close = difflib.get_close_matches(names[0], _SETTINGS | cfg.keys(), 1, 0.7)
+        return f"there is no setting {names[0]}" + (f"; did you mean {close[0]}?" if close else "")
+    settings = {key: value for key, value in cfg.to_dict().items() if key in _SETTINGS}
+    places = [".".join([place, *names[1:]]) for place in _places(cfg.to_dict()[names[0]], settings, "")]
+    meant = f": write {', '.join(places[:4])}{', ...' if len(places) > 4 else ''}" if places else ""
+    return f"{names[0]} is a variable, from which the config has made its settings already{meant}"
+
+
+def _places(value, node, place: str) -> Iterator[str]:
+    """Where in some settings a value is, or one that was made from it by adding to it."""
+    if place and _is_made_from(node, value):
+        yield place
+    elif isinstance(node, (dict, list, tuple)):
+        for key, inner in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _places(value, inner, f"{place}.{key}" if place else str(key))
+
+
+def _is_made_from(node, value) -> bool:
+    if isinstance(value, dict):
+        keys = value.keys() - {"_scope_"}  # MMEngine's own
+        return isinstance(node, dict) and all(key in node and _is_made_from(node[key], value[key]) for key in keys)
+    if isinstance(value, (list, tuple)):
+        return type(node) is type(value) and len(node) == len(value) and all(map(_is_made_from, node, value))
+    return type(node) is type(value) and node == value
+
+
+def _functions(kind) -> list:
+    """What a `type` may stand for. Each kind of thing has a registry, and names may be in several."""
+    if callable(kind):
+        return [kind]
+    if not isinstance(kind, str):
+        return []
+    found = (one.get(kind) for one in vars(registries).values() if isinstance(one, Registry))
+    return [function for function in dict.fromkeys(found) if function is not None]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
