@@ -39,7 +39,9 @@ def new_parser(**options) -> Parser:
     group.add_argument("--work-dir", metavar="DIR", help="where results are kept (default: work_dirs/CONFIG/SET)")
     group.add_argument("--tta", action="store_true", help="test-time augmentation: on several views of each image")
     group.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings over the config's")
-    group.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="of MMDetection")
+    group.add_argument(
+        "--launcher", choices=("none", "pytorch", "slurm", "mpi"), help="of MMDetection; torchrun's is known"
+    )
     group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes; of Detectron2")
     return parser
 
@@ -92,8 +94,8 @@ def find_detections(args: argparse.Namespace):
             options=args.cfg_options,
             **processes,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; what is finished is kept, and the same command goes on") from None
+    except KeyboardInterrupt as error:
+        raise type(error)("interrupted; what is finished is kept, and the same command goes on") from None
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
     return (images, [folder]) if rank == "0" else None
 
@@ -106,18 +108,20 @@ def number(*values: float) -> str:
 def run(main, argv: list[str]) -> int:
     """Calls `main(argv)` and says in one line what went wrong."""
     try:
-        from dk_detection.errors import UserError
+        from dk_detection.errors import Terminated, UserError, catch_sigterm, end_children
     except ImportError as error:
         return _fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
+    catch_sigterm()
     try:
         main(argv)
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", code=130)
+        end_children()
+        return _fail(str(error) or "interrupted", 143 if isinstance(error, Terminated) else 130)
     return 0
 
 
-def _fail(message, code: int = 1) -> int:
+def _fail(message, status: int = 1) -> int:
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
-    return code
+    return status

@@ -30,7 +30,7 @@ from torch.multiprocessing import ProcessRaisedException
 from dk_detection.config_files import is_lazy_config
 from dk_detection.detectron2.train import _join_torchrun, _LazyJob, _YamlJob
 from dk_detection.detectron2.tta import tta_of_lazy_config, tta_of_yaml
-from dk_detection.errors import UserError
+from dk_detection.errors import UserError, catch_sigterm
 from dk_detection.evaluation import shards
 from dk_detection.evaluation.results import ImageSet
 
@@ -83,7 +83,7 @@ def test_set(config: str, options: Sequence[str] = ()) -> tuple[str, str]:
     Raises:
         UserError: The config cannot be loaded, or its test set is not one of COCO's kind.
     """
-    names = _job(config, options).data_sets(training=False)
+    names = _job(config, options).data()["test"]
     metadata = MetadataCatalog.get(names[0]) if len(names) == 1 and names[0] in DatasetCatalog.list() else None
     if not metadata or not metadata.get("json_file"):
         raise UserError(f"{config}: its test set is not one of COCO's kind, got {', '.join(names)}")
@@ -106,6 +106,7 @@ def _main(
     tta: bool,
     options: list[str],
 ) -> None:
+    catch_sigterm()  # in a process that `launch` started nobody else has
     job = _job(config, options)
     cfg = job.cfg
     if isinstance(job, _LazyJob):
@@ -117,7 +118,7 @@ def _main(
         model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
         settings, augmented, identity = cfg, tta_of_yaml, (cfg.MODEL, cfg.INPUT, cfg.TEST, tta)
         num_workers = cfg.DATALOADER.NUM_WORKERS
-    _check_categories(model, job.data_sets(training=False), images)
+    _check_categories(model, job.data()["test"], images)
     if not os.path.isfile(checkpoint):
         raise UserError(f"{checkpoint}: there is no such checkpoint")
     shards.claim(

@@ -22,12 +22,13 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import Sampler
 
+from dk_detection.convert import translate_names
 from dk_detection.errors import UserError
 from dk_detection.evaluation import shards
 from dk_detection.evaluation.results import ImageSet
 from dk_detection.mmdet.checkpoints import check_fits, read_checkpoint
 from dk_detection.mmdet.data_checks import class_of
-from dk_detection.mmdet.train import load_config
+from dk_detection.mmdet.options import load_config
 
 
 def run(
@@ -39,7 +40,7 @@ def run(
     *,
     tta: bool = False,
     options: Sequence[str] = (),
-    launcher: str = "none",
+    launcher: str | None = None,
 ) -> None:
     """Detects objects on all images of a set that have no results yet.
 
@@ -51,12 +52,14 @@ def run(
         folder: Where the results are kept, see `dk_detection.evaluation.shards`.
         tta: With the config's `tta_model` and `tta_pipeline`.
         options: Settings that override the config's, "model.test_cfg.rcnn.score_thr=0.001".
-        launcher: "none", "pytorch", "slurm" or "mpi"; but for "none" this process is one of several.
+        launcher: "pytorch", "slurm" or "mpi", which has started this process as one of several, or "none". None: found
+            out of pytorch's and none.
 
     Raises:
         UserError: Something that the user can put right.
     """
     cfg = load_config(config, list(options))
+    launcher = launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
     if missing := [key for key in ("tta_model", "tta_pipeline") if tta and not cfg.get(key)]:
         raise UserError(f"--tta: {config} sets no {missing[0]}; _base_/multi_scale_testing.py has both")
     weights = read_checkpoint(checkpoint)
@@ -88,7 +91,9 @@ def run(
         cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    check_fits(model.module if tta else model, weights, checkpoint)
+    model = model.module if tta else model
+    translate_names(model)  # checkpoints of MMDetection 1
+    check_fits(model, weights, checkpoint)
     runner.test()
 
 

@@ -97,7 +97,7 @@ def test_a_detector_is_run(files, call, results, monkeypatch, framework):
     config, checkpoint, image_folder, folder, options = calls[0]
     assert (config, checkpoint, image_folder) == (str(CONFIGS[framework]), "c.pth", "pictures")
     assert folder == f"work_dirs/{CONFIGS[framework].stem}/test-dev_tta"
-    own = dict(launcher="none") if framework == "mmdet" else dict(num_gpus=1)
+    own = dict(launcher=None) if framework == "mmdet" else dict(num_gpus=1)
     assert options == dict(tta=True, options=["a=1", "b=2"], **own)
 
     monkeypatch.setenv("RANK", "1")  # the second of several processes leaves the package to the first
