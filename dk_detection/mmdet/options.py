@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 from dk_detection.config_files import check_new_key
 from dk_detection.errors import UserError
 
-# What is read of a config when it is loaded: the arguments of the Runner, what it looks up in its config later, and the
-# settings of test-time augmentation. All else are variables, from which a config has made its settings when it is loaded.
+# What is read of a config when it is loaded: the arguments of the Runner, what it looks up in its config later, and
+# test-time augmentation. All else are variables, from which a config has made its settings when it is loaded.
 _SETTINGS = set(inspect.signature(Runner).parameters) - {"cfg"} | {
     "activation_checkpointing",
     "auto_scale_lr",
