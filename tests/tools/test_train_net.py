@@ -240,7 +240,9 @@ def test_options_that_the_config_does_not_have(config, capsys):
         assert functools.reduce(lambda node, name: node[name], key.split("."), cfg) == value
     assert capsys.readouterr().out == ""
     load_config(str(config), ["model.test_cfg.rcnn.new=0.3"])  # nobody can tell whether it is read
-    assert capsys.readouterr().out.startswith("--cfg-options model.test_cfg.rcnn.new: the config does not")
+    assert capsys.readouterr().out.startswith(
+        "--cfg-options model.test_cfg.rcnn.new: the config does not have it so far"
+    )
 
 
 @pytest.mark.parametrize(
