@@ -8,7 +8,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 
 from dk_detection.errors import UserError
 
@@ -90,35 +90,52 @@ def parameters_of(function: Callable) -> tuple[dict[str, inspect.Parameter], boo
     return found, True
 
 
-def check_new_key(place: str, key: str, known: Iterable[str], functions: list[Callable]) -> bool:
-    """Checks a setting that a config does not have and the user gave.
+def check_setting(cfg: Mapping, key: str, functions_of: Callable[[str, Mapping], list[Callable]]) -> bool:
+    """Checks that a setting that the user gave has a place in a config.
 
-    What calls functions with their settings takes those that are parameters. Elsewhere a name that is nearly a known
-    one is taken for a slip.
+    What calls functions with their settings takes those that are parameters. Elsewhere a new name that is nearly one
+    that is there is taken for a slip.
 
     Args:
-        place: Where the setting is, "model.backbone".
-        key: Its name.
-        known: The names that are there.
-        functions: What the settings at that place may be arguments of; empty where they are read in another way.
+        cfg: The config: mappings and sequences.
+        key: The place, "model.backbone.depth". Of a sequence it has the number.
+        functions_of: Gives for a mapping and its place what the settings in it may be arguments of, if anything.
 
     Returns:
-        Whether something takes it for certain.
+        Whether the setting is there, or something takes it for certain.
 
     Raises:
-        UserError: Nothing takes it.
+        UserError: It has no place.
     """
-    known, certain = set(known), False
-    if functions:
-        signatures = [parameters_of(function) for function in functions]
-        if any(key in names for names, _ in signatures):
-            return True
-        certain = not any(is_open for _, is_open in signatures)
-        known = known.union(*(names for names, _ in signatures)) - {"self"}
-    close = difflib.get_close_matches(key, known, 1, 0.7)
-    if close or certain:
-        instead = f"; did you mean {'.'.join(filter(None, [place, close[0]]))}?" if close else ""
-        raise UserError(f"there is no setting {'.'.join(filter(None, [place, key]))}{instead}")
+    place, node = "", cfg
+    for name in key.split("."):
+        if isinstance(node, Mapping):
+            if name not in node:
+                return not place or _check_new(place, name, node, functions_of(place, node))
+            node = node[name]
+        elif isinstance(node, Sequence) and not isinstance(node, str):
+            if not name.isdigit():
+                raise UserError(f"{place} is a list, write {place}.0, {place}.1, ...")
+            if int(name) >= len(node):
+                raise UserError(f"{place} has {len(node)} elements, 0 to {len(node) - 1}")
+            node = node[int(name)]
+        else:
+            raise UserError(f"{place} is {node!r} and has no {name}; set it as a whole")
+        place = f"{place}.{name}" if place else name
+    return True
+
+
+def _check_new(place: str, name: str, node: Mapping, functions: list[Callable]) -> bool:
+    if name in ("type", "_target_", "_delete_", "_scope_"):
+        return True
+    signatures = [parameters_of(function) for function in functions]
+    if any(name in parameters for parameters, _ in signatures):
+        return True
+    known = set(map(str, node)).union(*(parameters for parameters, _ in signatures)) - {"self"}
+    close = difflib.get_close_matches(name, known, 1, 0.7)
+    if close or (signatures and not any(is_open for _, is_open in signatures)):
+        meant = f"; did you mean {place}.{close[0]}?" if close else ""
+        raise UserError(f"there is no setting {place}.{name}{meant}")
     return False
 
 

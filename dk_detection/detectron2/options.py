@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from dk_detection.config_files import check_new_key
+from dk_detection.config_files import check_setting
 from dk_detection.errors import UserError
 
 
@@ -22,12 +22,22 @@ def override_lazy(cfg: DictConfig, options: list[str], keys: Iterable[str]) -> D
     Raises:
         UserError: A setting cannot be read, or would have no effect.
     """
+
+    def target(place: str, node: DictConfig) -> list:
+        given = (value for name, _, value in (one.partition("=") for one in options) if name == f"{place}._target_")
+        found = next(given, node.get("_target_"))
+        found = locate(found) if isinstance(found, str) else found
+        return [found] if callable(found) else []
+
     for option in options:
         try:
             key, equals, _ = option.lstrip("+").partition("=")
             if not equals:
                 raise UserError("expected key=value")
-            _check_lazy(cfg, key, options, keys)
+            if (name := key.partition(".")[0]) not in keys:
+                raise UserError(_no_setting(cfg, name, keys))
+            if not check_setting(cfg, key, target):
+                print(f"{key} is new in this config", flush=True)
             cfg = LazyConfig.apply_overrides(cfg, [option])
         except UserError as error:
             raise UserError(f"{option}: {error}") from None
@@ -36,32 +46,10 @@ def override_lazy(cfg: DictConfig, options: list[str], keys: Iterable[str]) -> D
     return cfg
 
 
-def _check_lazy(cfg: DictConfig, key: str, options: list[str], keys: Iterable[str]) -> None:
-    names, place, node = key.split("."), "", cfg
-    if names[0] not in keys:
-        close = difflib.get_close_matches(names[0], keys, 1, 0.7)
-        what = "is a variable, from which the config has made its settings" if names[0] in cfg else "is no setting"
-        raise UserError(f"{names[0]} {what}" + (f"; did you mean {close[0]}?" if close else ""))
-    for name in names:
-        if isinstance(node, ListConfig):
-            if not name.isdigit():
-                raise UserError(f"{place} is a list, write {place}.0, {place}.1, ...")
-            if int(name) >= len(node):
-                raise UserError(f"{place} has {len(node)} elements, 0 to {len(node) - 1}")
-            node = node[int(name)]
-        elif isinstance(node, DictConfig):
-            if name not in node:
-                if place and name != "_target_":
-                    given = (option.partition("=")[2] for option in options if option.startswith(f"{place}._target_="))
-                    target = next(given, node.get("_target_"))
-                    target = locate(target) if isinstance(target, str) else target
-                    if not check_new_key(place, name, map(str, node), [target] if callable(target) else []):
-                        print(f"{place}.{name} is new in this config", flush=True)
-                return
-            node = node[name]
-        else:
-            raise UserError(f"{place} is {node!r} and has no {name}; set it as a whole")
-        place = f"{place}.{name}" if place else name
+def _no_setting(cfg: DictConfig, name: str, keys: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, keys, 1, 0.7)
+    what = "a variable, from which the config has made its settings already" if name in cfg else "no setting"
+    return f"{name} is {what}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def override_yaml(cfg: CfgNode, options: list[str]) -> None:

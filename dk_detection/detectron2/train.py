@@ -338,7 +338,11 @@ def _keeping(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Refuses a checkpoint that puts other settings of the optimiser in place of the config's; only `lr` may move."""
 
     def settings() -> list[dict]:
-        return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+        return [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            | {"initial_lr": group.get("initial_lr", group["lr"])}
+            for group in optimizer.param_groups
+        ]
 
     asked = settings()
     yield

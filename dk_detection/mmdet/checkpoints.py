@@ -156,7 +156,9 @@ def bring_to_schedule(checkpoint: dict, runner) -> None:
                     scheduler.step()
     checkpoint["param_schedulers"] = [scheduler.state_dict() for scheduler in schedulers]
     names = {scheduler.param_name for scheduler in schedulers} | {"lr"}
-    for saved, group in zip(checkpoint["optimizer"]["param_groups"], groups, strict=True):
+    optimizer = checkpoint["optimizer"]
+    base = [optimizer["base_param_settings"]] if "base_param_settings" in optimizer else []  # what the log shows
+    for saved, group in zip(optimizer["param_groups"] + base, groups, strict=True):
         saved |= {key: value for key, value in group.items() if key.removeprefix("initial_") in names}
 
 

@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
-from dk_detection.config_files import check_new_key
+from dk_detection.config_files import check_setting
 from dk_detection.errors import UserError
 
 # What is read of a config when it is loaded: the arguments of the Runner, what it looks up in its config later, and
@@ -68,44 +68,20 @@ def load_config(path: str, options: list[str] | None = None) -> Config:
                 f"--cfg-options {shlex.quote(option)}: the value cannot be read ({_first_line(error)})"
             ) from error
     for key, value in settings.items():
+        names = key.split(".")
         try:
-            _check(cfg, key, settings)
+            if names[0] not in _SETTINGS:
+                raise UserError(_no_setting(cfg, names))
+            if not check_setting(
+                cfg.to_dict(), key, lambda place, node: _functions(settings.get(f"{place}.type", node.get("type")))
+            ):
+                print(f"--cfg-options {key}: the config does not have it so far", flush=True)
             cfg.merge_from_dict({key: value})
         except UserError as error:
             raise UserError(f"--cfg-options {key}={value}: {error}") from None
         except Exception as error:
             raise UserError(f"--cfg-options {key}={value}: {_first_line(error)}") from error
     return cfg
-
-
-def _check(cfg: Config, key: str, settings: dict) -> None:
-    """Checks that a setting has an effect.
-
-    Raises:
-        UserError: It has none.
-    """
-    names = key.split(".")
-    if names[0] not in _SETTINGS:
-        raise UserError(_no_setting(cfg, names))
-    place, node = "", cfg.to_dict()
-    for name in names:
-        if isinstance(node, list):
-            if not name.isdigit():
-                raise UserError(f"{place} is a list, write {place}.0, {place}.1, ...")
-            if int(name) >= len(node):
-                raise UserError(f"{place} has {len(node)} elements, 0 to {len(node) - 1}")
-            node = node[int(name)]
-        elif isinstance(node, dict):
-            if name not in node:
-                if place and name not in ("type", "_delete_", "_scope_"):
-                    kind = settings.get(f"{place}.type", node.get("type"))
-                    if not check_new_key(place, name, node, _functions(kind)):
-                        print(f"--cfg-options {key}: the config does not have {place}.{name} so far", flush=True)
-                return
-            node = node[name]
-        else:
-            raise UserError(f"{place} is {node!r} and has no {name}; set it as a whole")
-        place = f"{place}.{name}" if place else name
 
 
 def _no_setting(cfg: Config, names: list[str]) -> str:

@@ -221,10 +221,7 @@ class _ScheduleHook(Hook):
         old = checkpoint["optimizer"]["param_groups"][0]["lr"]
         bring_to_schedule(checkpoint, runner)
         new = checkpoint["optimizer"]["param_groups"][0]["lr"]
-        _say(
-            "The schedule goes on as if it had been so from the start: "
-            f"learning rate {new:g}, in the checkpoint {old:g}."
-        )
+        _say(f"The schedule goes on as if it had been so from the start: learning rate {new:g}, it was {old:g} there.")
 
 
 class _RunHook(Hook):

@@ -1,5 +1,6 @@
 """The command line, from the outside: what it prints, leaves behind and returns."""
 
+import functools
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from dk_detection.datasets import deformed_shapes
+from dk_detection.errors import UserError
+from dk_detection.mmdet.options import load_config
 from tests.tools.command_line import ROOT, SCRIPT, Done, plain, refused, running, without
 
 CONFIG = ROOT / re.search(r"^CONFIG \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
@@ -180,6 +183,84 @@ def test_options(train_net, config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        # A variable of the config
+        ("train_pipeline.3.prob=0.1", ": write train_dataloader.dataset.pipeline.3.prob"),
+        ("metainfo.classes=(a,b)", ": write train_dataloader.dataset.metainfo.classes, val_dataloader.dataset.met"),
+        ("data_root=elsewhere", ": write train_dataloader.dataset.data_root, val_dataloader.dataset.data_root, test_"),
+        ("roi_extractor.out_channels=3", ": write model.roi_head.bbox_roi_extractor.out_channels, model.roi_head.mask"),
+        ("vis_backends.0.type=TensorboardVisBackend", ": write visualizer.vis_backends.0.type"),
+        (
+            "custom_imports.imports=[x]",
+            "custom_imports is a variable, from which the config has made its settings already",
+        ),
+        # A slip of the pen
+        ("modle.backbone.depth=50", "there is no setting modle; did you mean model?"),
+        ("model.backbone.frozen_stage=1", "did you mean model.backbone.frozen_stages?"),
+        ("optim_wrapper.optimizer.lrr=1", "did you mean optim_wrapper.optimizer.lr?"),
+        ("train_cfg.max_iter=3", "did you mean train_cfg.max_iters?"),
+        ("default_hooks.checkpoint.max_keep_ckpt=3", "did you mean default_hooks.checkpoint.max_keep_ckpts?"),
+        ("model.test_cfg.rcnn.score_thresh=0.5", "did you mean model.test_cfg.rcnn.score_thr?"),
+        ("train_dataloader.batchsize=3", "did you mean train_dataloader.batch_size?"),
+        ("max_epochs=3", "there is no setting max_epochs"),
+        ("train_dataloader.dataset.pipeline.3.chance=1", "no setting train_dataloader.dataset.pipeline.3.chance"),
+        # A place that there is not
+        ("train_dataloader.dataset.pipeline.9.prob=1", "train_dataloader.dataset.pipeline has 5 elements, 0 to 4"),
+        (
+            "param_scheduler.milestones=[1]",
+            "param_scheduler is a list, write param_scheduler.0, param_scheduler.1, ...",
+        ),
+        ("train_cfg.max_iters.x=3", "train_cfg.max_iters is 4 and has no x; set it as a whole"),
+        # No setting at all
+        ("randomness.seed=[(1,2]", "the value cannot be read (Imbalanced brackets exist"),
+        ("seed", "expected KEY=VALUE"),
+    ],
+)
+def test_option_without_an_effect(config, option, message):
+    with pytest.raises(UserError) as error:
+        load_config(str(config), [option])
+    assert str(error.value).startswith("--cfg-options ")
+    assert message in str(error.value)
+
+
+def test_options_that_the_config_does_not_have(config, capsys):
+    options = {
+        "model.neck.no_norm_on_lateral": True,
+        "optim_wrapper.accumulative_counts": 2,
+        "optim_wrapper.optimizer.type": "SGD",
+        "optim_wrapper.optimizer.momentum": 0.9,  # an argument of the type that is given
+        "default_hooks.checkpoint.save_best": "auto",
+        "train_dataloader.dataset.indices": 3,
+        "find_unused_parameters": True,
+    }
+    cfg = load_config(str(config), [f"{key}={value}" for key, value in options.items()])
+    for key, value in options.items():
+        assert functools.reduce(lambda node, name: node[name], key.split("."), cfg) == value
+    assert capsys.readouterr().out == ""
+    load_config(str(config), ["model.test_cfg.rcnn.new=0.3"])  # nobody can tell whether it is read
+    assert capsys.readouterr().out.startswith(
+        "--cfg-options model.test_cfg.rcnn.new: the config does not have it so far"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data = dict(train=dict(type='CocoDataset'))\noptimizer = dict(type='SGD')\nrunner = dict(max_epochs=12)",
+        "model = dict(type='FasterRCNN')\ndata = dict(samples_per_gpu=2)",
+        "optimizer = dict(type='SGD')\nlr_config = dict(policy='step')\ntotal_epochs = 12",
+        "checkpoint_config = dict(interval=1)\nrunner = dict(type='EpochBasedRunner', max_epochs=12)",
+    ],
+)
+def test_config_of_mmdetection_2(tmp_path, text):
+    path = tmp_path / "old.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"old.py is a config of MMDetection 2 \(it sets .*config_migration.html"):
+        load_config(str(path))
+
+
 def test_work_folder_that_cannot_be_made(train_net, config, tmp_path):
     (tmp_path / "file").write_text("mine")
     for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
@@ -286,6 +367,43 @@ def test_resume_in_an_empty_folder_starts_from_scratch(train_net, config, tmp_pa
     assert done.code == 0, done.err
     assert f"{tmp_path}/new holds no checkpoint yet: starting from scratch." in done.out
     assert (tmp_path / "new" / "iter_1.pth").is_file()
+
+
+def test_resume_with_another_schedule_and_batch(train_net, config, half_way):
+    options = ("param_scheduler.0.end=3", "train_dataloader.batch_size=1", "optim_wrapper.clip_grad.max_norm=9")
+    done = train_net("--config", config, "--work-dir", half_way, "--resume", "--cfg-options", *options)
+    assert done.code == 0, done.err
+    for text in (
+        "param_scheduler[0].end (100 there, 3 here).",
+        "train_dataloader.batch_size (2 there, 1 here).",
+        "optim_wrapper.clip_grad.max_norm (5 there, 9 here).",
+    ):
+        assert f"{half_way}/iter_2.pth: the run goes on with another {text}\n" in done.out
+    # The warm-up has ended with the second iteration, where that of the checkpoint would have begun.
+    assert re.findall(r"Iter\(train\) *\[([34])/4\] +base_lr: ([0-9.e+-]+)", done.out) == [
+        ("3", "1.0000e-03"),
+        ("4", "1.0000e-03"),
+    ]
+
+
+def test_nothing_to_compare_with(train_net, config, trained, data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "shapes")
+    path = root / "annotations" / "instances_val.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    argv = (
+        "--config",
+        config,
+        "--work-dir",
+        tmp_path / "run",
+        "--eval-only",
+        "--checkpoint",
+        trained[0] / "iter_4.pth",
+    )
+    options = ("--cfg-options", "model.test_cfg.rcnn.score_thr=0.0")
+    done = train_net(*argv, *options, env={"DK_DEFORMED_SHAPES_ROOT": str(root)})
+    assert done.code == 0, done.err
+    assert f"{path}: judged: 0 of 0 objects" in done.out
+    assert done.out.splitlines()[-2] == "test: box AP undefined, mask AP undefined (COCO metric, 0 to 100)"
 
 
 def test_other_config_in_the_work_folder(train_net, config, half_way, tmp_path):

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,7 +144,7 @@ def test_config_of_the_other_framework(train_net):
     ("name", "opts", "message"),
     [
         ("tiny.yaml", ["SOLVER.LR", "1"], "SOLVER.LR 1: expected KEY VALUE ... (AssertionError: Non-existent"),
-        ("tiny.py", ["train.max_iter"], "train.max_iter: expected key=value ... ("),
+        ("tiny.py", ["train.max_iter"], "train.max_iter: expected key=value"),
         ("tiny.yaml", ["MODEL.WEIGHTS", "gone.pth"], "gone.pth: there is no such checkpoint"),
         ("tiny.py", ["train.init_checkpoint=gone.pth"], "gone.pth: there is no such checkpoint"),
         ("tiny.yaml", ["MODEL.WEIGHTS", "gone.pth?matching_heuristics=True"], "gone.pth?matching_heuristics=True: "),
@@ -170,6 +172,65 @@ def test_config_of_the_other_framework(train_net):
 )
 def test_settings(train_net, folder, name, opts, message):
     assert refused(train_net("--config", folder / name, *opts)).startswith(message.format(folder / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "message"),
+    [
+        ("tiny.py", "train.max_iters=3", "there is no setting train.max_iters; did you mean train.max_iter?"),
+        ("tiny.py", "optimizer.weight_decy=1", "did you mean optimizer.weight_decay?"),
+        ("tiny.py", "optimizer.nestrov=1", "there is no setting optimizer.nestrov"),
+        ("tiny.py", "dataloader.train.total_batchsize=3", "did you mean dataloader.train.total_batch_size?"),
+        ("tiny.py", "model.network.roi_heads.num_clases=6", "did you mean model.network.roi_heads.num_classes?"),
+        ("tiny.py", "dataloader.train.mapper.augmentations.7.prob=1", "augmentations has 3 elements, 0 to 2"),
+        ("tiny.py", "trian.max_iter=3", "trian is no setting; did you mean train?"),
+        ("tiny.py", "image_size=3", "image_size is no setting"),
+        ("tiny.py", "train.max_iter.x=3", "train.max_iter is 4 and has no x; set it as a whole"),
+        ("tiny.py", "train.device=null", "{}: the config sets no train.device"),
+        ("tiny.py", "train.output_dir=null", "{}: the config sets no train.output_dir"),
+        ("tiny.py", "train.max_iter=many", "{}: train.max_iter is 'many', expected int"),
+        ("tiny.py", "train.amp=null", "{}: the config sets no train.amp"),
+        ("tiny.py", "train.device=gpu", "{}: 'gpu' is no device"),
+        ("tiny.yaml", "MODEL.DEVICE gpu", "{}: 'gpu' is no device"),
+        ("tiny.yaml", "SOLVER.LR 1", "did you mean SOLVER.BASE_LR?"),
+        ("tiny.yaml", "MODEL.ROI_HEAD.NUM_CLASSES 3", "did you mean MODEL.ROI_HEADS.NUM_CLASSES?"),
+        (
+            "tiny.yaml",
+            "MODEL.ROI_HEADS.NUM_CLASSES 80",
+            "MODEL.ROI_HEADS.NUM_CLASSES is 80, and deformed_shapes_train",
+        ),
+        (
+            "tiny.py",
+            "model.network.roi_heads.num_classes=3",
+            "model.network.roi_heads.num_classes is 3, and deformed_sh",
+        ),
+    ],
+)
+def test_setting_without_an_effect_or_of_the_wrong_kind(folder, environment, monkeypatch, name, opts, message):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2.train import _load
+    from dk_detection.errors import UserError
+
+    monkeypatch.setattr("dk_detection.detectron2.train.check_data", partial(check_shapes, folder / "shapes"))
+    args = Namespace(config_file=str(folder / name), opts=opts.split(), eval_only=False, resume=False)
+    with pytest.raises(UserError) as error:
+        _load(args)
+    assert message.format(folder / name) in str(error.value)
+
+
+def check_shapes(root: Path, **settings) -> dict:
+    """The check of data, with the data set of this file, whatever was registered before."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from dk_detection.detectron2 import data
+
+    for split in ("train", "val"):
+        DatasetCatalog.pop(f"deformed_shapes_{split}", None)
+        MetadataCatalog.pop(f"deformed_shapes_{split}", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DK_DEFORMED_SHAPES_ROOT", str(root))
+        data.register()
+    return data.check_data(**settings)
 
 
 # Runs.
@@ -215,6 +276,19 @@ def test_resume_and_evaluation(train_net, folder, trained, tmp_path):
     assert (half / "inference_TTA" / "coco_instances_results.json").is_file()
 
 
+def test_resume_with_another_learning_rate(train_net, folder, trained):
+    """Detectron2 would go on with that of the checkpoint."""
+    run, _ = trained
+    argv = ("--config", folder / "tiny.py", "--resume", f"train.output_dir={run}", "train.max_iter=6")
+    for option, difference in (
+        ("optimizer.lr=0.5", "learning rate 0.001 there, 0.5 in the config"),
+        ("optimizer.weight_decay=0.5", "weight_decay 0.05 there, 0.5 in the config"),
+    ):
+        done = train_net(*argv, option)
+        assert done.code == 1
+        assert f"--resume goes on with the optimiser of the checkpoint: {difference}" in done.err.splitlines()[-1]
+
+
 def test_yaml(train_net, folder, tmp_path):
     run = tmp_path / "run"
     common = ("--config", folder / "tiny.yaml")
@@ -257,6 +331,8 @@ def test_figures_of_several_data_sets(capsys):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     from dk_detection.detectron2.train import _summarise
 
+    _summarise({"bbox/AP": float("nan"), "segm/AP": 0.0}, "here")
+    assert capsys.readouterr().out.startswith("box AP undefined, mask AP 0.0 (COCO metric, 0 to 100)\n")
     _summarise({"a/bbox/AP": 31.25, "a/bbox/AP50": 40.0, "b/segm/AP": 20.0, "bbox_TTA/AP": 50.0}, "here")
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "a box AP 31.2, b mask AP 20.0, box AP with augmentation 50.0 (COCO metric, 0 to 100)"
