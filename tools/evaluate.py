@@ -12,6 +12,8 @@ import sys
 
 import detections
 
+COMPARED = ("B - A", "95% interval", "B is ahead in", "p")
+
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = detections.new_parser(
@@ -100,20 +102,29 @@ def compare(args: argparse.Namespace, images) -> None:
     for kind in kinds:
         found = compare_evaluations(a[kind], b[kind], args.resamples, args.seed)
         record[KINDS[kind]] = {name: vars(difference) for name, difference in found.items()}
-        rows += [
-            [f"{KINDS[kind]}, A", *map(detections.number, a[kind].figures().values())],
-            ["B", *map(detections.number, b[kind].figures().values())],
-            ["B - A", *(f"{each.value:+.1f}" for each in found.values())],
-            ["95% interval", *(f"{each.interval[0]:+.1f} to {each.interval[1]:+.1f}" for each in found.values())],
-            ["B is ahead in", *(f"{100 * each.certainty:.1f}%" for each in found.values())],
-            ["p", *(f"{each.p_value:.3f}" for each in found.values())],
-        ]
+        rows.append([f"{KINDS[kind]}, A", *map(detections.number, a[kind].figures().values())])
+        rows.append(["B", *map(detections.number, b[kind].figures().values())])
+        columns = [COMPARED, *map(compared, found.values())]
+        rows += map(list, zip(*columns, strict=True))
     note = (
         f"{images.name}, {len(images.images)} images, COCO metric, 0 to 100; {args.resamples} resamples of the images"
     )
     print("\n".join([f"A: {args.compare[0]}", f"B: {args.compare[1]}", note, "", format_table(["", *FIGURES], rows)]))
     if args.json:
         write_json(args.json, dict(images=images.name, resamples=args.resamples, seed=args.seed, **record))
+
+
+def compared(difference) -> tuple[str, ...]:
+    """What is to be said of a figure's difference, in the order of COMPARED."""
+    if difference.value != difference.value:  # undefined
+        return ("-",) * len(COMPARED)
+    low, high = difference.interval
+    return (
+        f"{difference.value:+.1f}",
+        f"{low:+.1f} to {high:+.1f}",
+        f"{100 * difference.certainty:.1f}%",
+        f"{difference.p_value:.3f}",
+    )
 
 
 def evaluations(args: argparse.Namespace, images, results: list[str]) -> dict:
@@ -130,6 +141,7 @@ def evaluations(args: argparse.Namespace, images, results: list[str]) -> dict:
 def write_json(path: str, record: dict) -> None:
     from dk_detection.errors import UserError
 
+    record = json.loads(json.dumps(record), parse_constant=lambda constant: None)  # JSON has no NaN
     try:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=2)

@@ -113,7 +113,7 @@ def run_of(args: argparse.Namespace) -> dict:
         run = dict(framework=args.framework, images=record["images"])
         for kind in filter(record.get, ("box", "mask")):
             figures, bounds = record[kind]["figures"], record[kind].get("intervals")
-            run[kind] = {name: round(value, 1) for name, value in figures.items() if value == value}  # no NaN
+            run[kind] = {name: round(value, 1) for name, value in figures.items() if value is not None}
             if bounds:
                 run[f"{kind}_interval"] = [round(value, 1) for value in bounds["AP"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,9 +15,9 @@ VAL = ["--ann", "instances_val.json"]
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The rows of the tables by their first cell; of several the first."""
+    """The rows of the tables by their first cell; of several the first. Headers are none."""
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return {row[0]: row[1:] for row in reversed(cells)}
+    return {row[0]: row[1:] for row in reversed(cells) if row[1] != "AP"}
 
 
 def test_table(files, call, content, results):
@@ -26,11 +26,12 @@ def test_table(files, call, content, results):
     assert (code, err) == (0, "")
     assert out.startswith("val, 8 images, COCO metric, 0 to 100; below, 95% intervals from 50 resamples of the images")
     table, record = rows(out), json.loads((files / "out.json").read_text())
-    assert table[""][:2] != table["box"][:2]
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         expected = pycocotools_figures(content, results, kind)
         assert table[name] == [f"{value:.1f}" for value in expected]
         assert list(record[name]["figures"].values()) == expected
+        if name == "box":
+            assert table[""] == ["{:.1f} to {:.1f}".format(*bounds) for bounds in record[name]["intervals"].values()]
         for figure, (low, high) in record[name]["intervals"].items():
             assert low < record[name]["figures"][figure] < high
         assert list(record[name]["categories"]) == ["ball", "cube", "cone"]
@@ -55,6 +56,18 @@ def test_comparison(files, call, results):
     assert float(table["B - A"][0]) > 0 and table["B is ahead in"][0] == f"{100 * record['certainty']:.1f}%"
     assert record["interval"][0] < record["value"] < record["interval"][1] and 0 < record["p_value"] <= 1
     assert math.isclose(record["value"], float(table["B - A"][0]), abs_tol=0.05) and "mask, A" in table
+
+
+def test_undefined_figures(files, call, content, results):
+    """Without a large object there is no figure of large ones."""
+    small = dict(content, annotations=[each for each in content["annotations"] if each["area"] < 96**2])
+    write(files / "instances_small.json", small)
+    argv = ["--ann", "instances_small.json", "--resamples", "20", "--json", "out.json"]
+    code, out, _ = call("evaluate", *argv, "--results", "results.json")
+    assert code == 0 and rows(out)["box"][5] == rows(out)[""][5] == "-"
+    assert json.loads((files / "out.json").read_text())["box"]["figures"]["L"] is None
+    code, out, _ = call("evaluate", *argv, "--compare", "results.json", "results.json")
+    assert code == 0 and "nan" not in out and rows(out)["B - A"] == ["+0.0"] * 5 + ["-"]
 
 
 @pytest.mark.parametrize(

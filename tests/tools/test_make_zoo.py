@@ -57,9 +57,7 @@ def copied(make_zoo, tmp_path, monkeypatch):
         path = tmp_path / getattr(make_zoo, name).name
         path.write_bytes(getattr(make_zoo, name).read_bytes())
         monkeypatch.setattr(make_zoo, name, path)
-    box = dict(
-        figures=dict(AP=41.234, AP50=60, AP75=45, S=float("nan"), M=44.4, L=50), intervals=dict(AP=[40.01, 42.5])
-    )
+    box = dict(figures=dict(AP=41.234, AP50=60, AP75=45, S=None, M=44.4, L=50), intervals=dict(AP=[40.01, 42.5]))
     mask = dict(figures=dict(AP=37, AP50=55, AP75=40, S=17, M=40, L=50))
     (tmp_path / "figures.json").write_text(json.dumps(dict(images="val2017", box=box, mask=mask)))
     return make_zoo
