@@ -138,10 +138,16 @@ def test_yaml(snippet):
 @of_language("console")
 def test_commands(snippet, tmp_path):
     """Runs the lines in a shell that has no programs but some that write down how they were called."""
-    called = calls(snippet.text, tmp_path)
+    called = calls(variables_before(snippet) + snippet.text, tmp_path)
     assert called
     for program, *arguments in called:
         PROGRAMS[program](arguments)
+
+
+def variables_before(snippet: Snippet) -> str:
+    """What the commands further up on the page set."""
+    before = (s.text for s in SNIPPETS if s.page == snippet.page and s.line < snippet.line and s.language == "console")
+    return "".join(re.findall(r"^(?:export )?\w+=.*\n", "".join(before), re.MULTILINE))
 
 
 def calls(text: str, folder: Path) -> list[list[str]]:
