@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import MODELS
 from mmengine.config import Config

@@ -4,6 +4,9 @@ import json
 
 import cv2
 import pytest
+
+pytest.importorskip("mmdet", reason="MMDetection is not installed")
+
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -28,7 +31,10 @@ def trained(tmp_path_factory):
             train_cfg=dict(max_iters=3, val_interval=3),
             train_dataloader=dict(batch_size=1, **loader),
             val_dataloader=loader,
-            visualizer=dict(vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]),
+            visualizer=dict(  # under a name of its own, as MMEngine keeps one of each name for all runs of a process
+                name="with_tensorboard",
+                vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
+            ),
             default_hooks=dict(logger=dict(interval=1)),
         )
     )
