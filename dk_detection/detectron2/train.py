@@ -29,7 +29,6 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -41,6 +40,7 @@ from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
 from dk_detection.detectron2.options import override_lazy, override_yaml
 from dk_detection.detectron2.solver import LearningRateFactors
+from dk_detection.detectron2.tta import tta_of_lazy_config, tta_of_yaml
 from dk_detection.errors import UserError, catch_sigterm
 
 # What a LazyConfig has to set.
@@ -182,7 +182,7 @@ class _Trainer(DefaultTrainer):
         if not cfg.TEST.AUG.ENABLED:
             return {}
         evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        results = cls.test(cfg, tta_of_yaml(cfg, model), evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
 
@@ -317,7 +317,7 @@ class _LazyJob:
             return {}
         results = self._inference(model, "inference")
         if "tta" in self.cfg and self.cfg.tta.enabled:
-            augmented = with_test_time_augmentation(model, self.cfg.tta)
+            augmented = tta_of_lazy_config(self.cfg.tta, model)
             results |= {f"{name}_TTA": value for name, value in self._inference(augmented, "inference_TTA").items()}
         return results
 
@@ -362,26 +362,6 @@ def _num_classes(node: DictConfig, place: str) -> Iterator[tuple[str, int]]:
             yield from _num_classes(value, f"{place}.{key}")
         elif key == "num_classes" and isinstance(value, int):
             yield f"{place}.{key}", value
-
-
-def with_test_time_augmentation(model: nn.Module, settings: DictConfig) -> GeneralizedRCNNWithTTA:
-    """A detector that predicts from several sizes of an image and their mirror images.
-
-    Detectron2 configures this by YAML only; here the settings of a LazyConfig's detector are brought to that form.
-
-    Args:
-        model: A `GeneralizedRCNN` with `StandardROIHeads`, also inside DistributedDataParallel.
-        settings: `min_sizes`, the shorter sides in pixels; `max_size`, the longest side; `flip`.
-    """
-    model = getattr(model, "module", model)
-    heads = model.roi_heads
-    cfg = get_cfg()
-    cfg.MODEL.MASK_ON = heads.mask_on
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
-    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = heads.box_predictor.test_nms_thresh
-    cfg.TEST.DETECTIONS_PER_IMAGE = heads.box_predictor.test_topk_per_image
-    mapper = DatasetMapperTTA(min_sizes=list(settings.min_sizes), max_size=settings.max_size, flip=settings.flip)
-    return GeneralizedRCNNWithTTA(cfg, model, tta_mapper=mapper)
 
 
 def _latest(trainer) -> dict:
