@@ -498,6 +498,19 @@ def test_figures_of_several_data_sets(capsys):
     assert first == "a box AP 31.2, b mask AP 20.0, box AP with augmentation 50.0 (COCO metric, 0 to 100)"
 
 
+def test_learning_rate_factor_of_nothing(capsys):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2.train import _say_unused
+
+    model = torch.nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    _say_unused({"weight": 0.1, "wieght": 0.1, "bias": 0.1}, model)
+    assert capsys.readouterr().out.splitlines() == [
+        f"learning-rate factor of {part!r}: no parameter that learns has this in its name"
+        for part in ("wieght", "bias")
+    ]
+
+
 def test_torchrun(environment, folder, tmp_path):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
