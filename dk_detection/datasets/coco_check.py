@@ -208,6 +208,7 @@ class CocoFile:
         low, sizes = self._boxes[:, :2], self._sizes[self._image_of]
         extent = np.minimum(low + self._boxes[:, 2:], sizes) - np.maximum(low, 0)
         tally.drop((extent <= 1e-5).any(1), "with a box without area inside of the picture")
+        tally.remark((extent < 1).any(1), "with a box narrower than a pixel")  # as of coordinates from 0 to 1
         return tally
 
     def judged(self, classes: Sequence[str] | None = None, *, masks: bool) -> Tally:

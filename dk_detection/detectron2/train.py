@@ -39,6 +39,7 @@ from dk_detection.errors import UserError, catch_sigterm
 
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
 _INTERRUPTED = "interrupted; the same command with --resume continues"
+_BRANCHES = {"conv_offset", "kernel_offset", "offset_fc"}  # what makes the offsets of our layers
 # Settings that may be others whenever a run is resumed, besides those for tests.
 _HARMLESS = {"WEIGHTS", "DEVICE", "NUM_WORKERS", "CHECKPOINT_PERIOD", "VIS_PERIOD", "num_workers", "vis_period"}
 
@@ -226,9 +227,9 @@ def _train_lazy(job: LazyJob, resume: bool) -> dict:
 
 
 def _say_unused(factors: Mapping[str, float], model: nn.Module) -> None:
-    """Says which learning-rate factors are of no parameter."""
+    """Says which learning-rate factors are of no parameter, but for those that base configs set for any layers."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for part in factors:
+    for part in factors.keys() - _BRANCHES:
         if comm.is_main_process() and not any(part in name for name in names):
             print(f"learning-rate factor of {part!r}: no parameter that learns has this in its name", flush=True)
 

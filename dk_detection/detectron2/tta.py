@@ -56,10 +56,12 @@ def tta_of_yaml(cfg: CfgNode, model: nn.Module) -> DkRCNNWithTTA:
 
 
 def check_tta(settings: Mapping) -> None:
-    """Refuses a `tta` of a LazyConfig with a key that nothing reads."""
+    """Refuses a `tta` of a LazyConfig with a key that nothing reads, or that is neither on nor off."""
     known = {"enabled", *DEFAULTS}
     if unknown := sorted(settings.keys() - known):
         raise UserError(f"there is no setting tta.{unknown[0]}; there are {', '.join(sorted(known))}")
+    if not isinstance(enabled := settings.get("enabled", False), bool):
+        raise UserError(f"tta.enabled is {enabled!r}, expected True or False")
 
 
 def tta_of_lazy_config(settings: DictConfig, model: nn.Module) -> DkRCNNWithTTA:

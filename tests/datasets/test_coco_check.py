@@ -174,6 +174,14 @@ def test_objects_that_nothing_can_match():
         ]
 
 
+def test_boxes_that_are_parts_of_the_picture():
+    """Numbers from 0 to 1: MMDetection leaves them all out, Detectron2 learns them."""
+    file = CocoFile(content({"bbox": [0.25, 0.25, 0.5, 0.5]}))
+    tally = file.learned_by_detectron2(masks=False)
+    assert tally.kept[0] and "1 with a box narrower than a pixel (first: annotations[0]" in str(tally)
+    assert not file.learned_by_mmdet(masks=False).kept[0]
+
+
 def test_nothing_is_left():
     for change in (dict(area=0), dict(iscrowd=1), dict(image_id="1"), dict(bbox=[5, 5, 0, 0])):
         assert USES["mmdet boxes"](CocoFile(content(change, change))).is_vain()
