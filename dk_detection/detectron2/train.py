@@ -203,7 +203,8 @@ def _train_lazy(job: LazyJob, resume: bool) -> dict:
     model = job.build_model(job.device)
     _say_unused(OmegaConf.select(cfg, "optimizer.params.lr_factor_func.factors") or {}, model)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    with building(f"{job.path}: the optimizer"):
+        optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     # Detectron2 takes it for granted that each process has a GPU.
     devices = {"device_ids": None} if job.device == "cpu" else {}

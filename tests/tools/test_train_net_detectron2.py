@@ -447,6 +447,8 @@ def test_resume_with_another_learning_rate(train_net, folder, trained):
         assert done.code == 1
         assert f"--resume goes on with the optimiser of the checkpoint: {difference}" in done.err.splitlines()[-1]
     assert "belongs to the run of another config" in refused(train_net(*argv, "model.exchange=[]"))
+    last = train_net(*argv, "optimizer.lr=null").err.splitlines()[-1]
+    assert last.startswith(f"train_net.py: {folder / 'tiny.py'}: the optimizer cannot be built (ValueError")
 
 
 def test_yaml(train_net, folder, tmp_path):
