@@ -8,7 +8,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dk_detection.errors import UserError
 
@@ -123,6 +123,46 @@ def check_setting(cfg: Mapping, key: str, functions_of: Callable[[str, Mapping],
             raise UserError(f"{place} is {node!r} and has no {name}; set it as a whole")
         place = f"{place}.{name}" if place else name
     return True
+
+
+def select(settings, key: str):
+    """The setting at a place, "model.backbone.depth"; None where there is none."""
+    for name in key.split("."):
+        settings = (settings or {}).get(name)
+    return settings
+
+
+def differences(theirs: Mapping, ours: Mapping, keys: Iterable[str], may_differ: Callable[[str], bool]) -> list[str]:
+    """Where the settings of two runs differ, "model.backbone.depth (50 there, 18 here)".
+
+    Args:
+        theirs: The settings of one run: mappings, sequences and plain values.
+        ours: Those of the other.
+        keys: The places to look at, "model.backbone".
+        may_differ: Whether settings of this name are passed over.
+    """
+
+    def compare(key: str, theirs, ours) -> Iterator[str]:
+        if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+            for name in sorted(theirs.keys() | ours.keys()):
+                if not may_differ(name):
+                    yield from compare(f"{key}.{name}", theirs.get(name), ours.get(name))
+        elif isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)) and len(theirs) == len(ours):
+            for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
+                yield from compare(f"{key}[{i}]", a, b)
+        elif theirs != ours and not _same_path(theirs, ours):
+            yield f"{key} ({_short(theirs)} there, {_short(ours)} here)"
+
+    return [text for key in keys for text in compare(key, select(theirs, key), select(ours, key))]
+
+
+def _same_path(a, b) -> bool:
+    return isinstance(a, str) and isinstance(b, str) and os.path.realpath(a) == os.path.realpath(b)
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _check_new(place: str, name: str, node: Mapping, functions: list[Callable]) -> bool:

@@ -21,7 +21,7 @@ ARROWS = {
     "__init__": {
         "convert"
     },  # when to_deformable is first used; that importing the package loads nothing is tested below
-    "_extension": {"_C"},
+    "_extension": {"_C", "errors"},
     "ops": {"_extension"},
     "layers": {"_extension", "ops"},
     "convert": {"_extension", "ops", "layers"},
