@@ -161,8 +161,8 @@ def saliency(detectors: dict[str, Detector], options: Options):
             pictures.draw_region(axis, sample.image, mask)
             _mark(axis, place, about)
             share = float(mask.double().mean())
-            text = f"{share:.0%} of the image, change {region.error:.3f}"
-            pictures.caption(axis, text + ("" if region.is_minimal else ", search cut short"))
+            text = f"{share:.0%} kept, change {region.error:.3f}"
+            pictures.caption(axis, text + ("" if region.is_minimal else ", cut short"))
             yield {
                 **about,
                 "share": round(share, 4),

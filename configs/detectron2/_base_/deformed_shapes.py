@@ -21,4 +21,4 @@ dataloader.test.batch_size = 8
 dataloader.test.num_workers = 1
 
 # For --tta, sides that suit images of 128 pixels.
-tta = dict(enabled=False, min_sizes=[96, 128, 176], max_size=400, flip=True, box_averaging=None)
+tta = dict(enabled=False, min_sizes=[96, 128, 176], max_size=400, flip=True, box_averaging=dict(iterations=0))
