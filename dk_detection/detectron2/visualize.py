@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dk_detection.config_files import is_lazy_config
 from dk_detection.detectron2.config import add_dk_config
 from dk_detection.errors import UserError
-from dk_detection.visualization.detectors import Objects, Sample, ready
+from dk_detection.visualization.detectors import Objects, Sample
 
 _TRAINING_ONLY = "mimic.classifier."
 
@@ -55,7 +55,7 @@ def load_detector(
         _load_weights(network, checkpoint)
     name = data_set if isinstance(data_set, str) or not data_set else data_set[0]
     classes = _class_names(name) if name else None
-    return Detectron2Detector(ready(network, device), mapper, classes)
+    return Detectron2Detector(network.to(device).eval().requires_grad_(False), mapper, classes)
 
 
 def _class_names(name: str) -> list[str] | None:

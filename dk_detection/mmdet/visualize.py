@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from dk_detection.errors import UserError
 from dk_detection.mmdet.checkpoints import check_fits, read_checkpoint
 from dk_detection.mmdet.train import load_config
-from dk_detection.visualization.detectors import Objects, Sample, ready
+from dk_detection.visualization.detectors import Objects, Sample
 
 
 def load_detector(
@@ -53,7 +53,7 @@ def load_detector(
         check_fits(model, weights, checkpoint)
     classes = weights.get("meta", {}).get("dataset_meta", {}).get("classes")
     metainfo = cfg.test_dataloader.dataset.get("metainfo") or {}
-    return MMDetDetector(ready(model, device), steps, classes or metainfo.get("classes"))
+    return MMDetDetector(model.to(device).eval().requires_grad_(False), steps, classes or metainfo.get("classes"))
 
 
 class MMDetDetector:

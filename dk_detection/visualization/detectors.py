@@ -117,11 +117,6 @@ class Detector(Protocol):
         """What it detects."""
 
 
-def ready(network: nn.Module, device: str) -> nn.Module:
-    """A network that is only looked at: no gradients by its weights, and convolutions in the faster memory format."""
-    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
 def read_coco(annotations: str, images: str) -> list[tuple[str, Objects]]:
     """The images of a COCO file that have objects, crowds left out.
 
