@@ -53,6 +53,9 @@ def add_dk_config(cfg: CfgNode) -> None:
     # Factors on the learning rate by parts of parameters' names: [[conv_offset, 0.1]]. They act in this project's
     # tools/train_net.py only: Detectron2's builds the optimiser of a YAML config without asking for any.
     cfg.SOLVER.DK_LR_FACTORS = []
+    # Pictures of what the network looks at and the norms of its offsets, every so many iterations, 0: never. Arguments
+    # of DkVisualizeHook, for this project's tools/train_net.py.
+    cfg.DK_VISUALIZE = CfgNode({"PERIOD": 0, "LAYER": None, "LEVELS": 3, "SCORE": 0.3})
     # Test-time augmentation: options of dk_detection.evaluation.box_averaging.average_boxes; 0 iterations do nothing.
     cfg.TEST.AUG.BOX_AVERAGING = CfgNode({"ITERATIONS": 0, "IOU_THRESHOLD": 0.5})
 

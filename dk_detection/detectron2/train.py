@@ -35,6 +35,7 @@ from dk_detection.datasets.coco_check import handed_on
 from dk_detection.detectron2.data import check_data
 from dk_detection.detectron2.jobs import LazyJob, YamlJob, building, load_job, load_weights, reading, start
 from dk_detection.detectron2.solver import LearningRateFactors
+from dk_detection.detectron2.visualize_hook import hooks_for_pictures
 from dk_detection.errors import UserError, catch_sigterm
 
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
@@ -173,6 +174,11 @@ class Trainer(DefaultTrainer):
         optimizer.param_groups = groups
         return optimizer
 
+    def build_hooks(self):
+        settings = {name.lower(): value for name, value in self.cfg.DK_VISUALIZE.items()}
+        # In front of the writers, which then see what belongs to their iteration.
+        return [*hooks_for_pictures(self.model, self._trainer.data_loader, settings), *super().build_hooks()]
+
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, folder="inference"):
         return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
@@ -217,6 +223,7 @@ def _train_lazy(job: LazyJob, resume: bool) -> dict:
         + ([hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)] if comm.is_main_process() else [])
         + [hooks.EvalHook(cfg.train.eval_period, lambda: _test_lazy(job, models))]
     )
+    trainer.register_hooks(hooks_for_pictures(model, loader, cfg.train.get("dk_visualize") or {}))
     if comm.is_main_process():  # last, so that the figures of an evaluation are written too
         writers = default_writers(job.output_dir, cfg.train.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])

@@ -34,7 +34,7 @@ def load_detector(
     data_sets = job.data()["test"]
     # A data set's own, if they are known without its annotations.
     classes = MetadataCatalog.get(data_sets[0]).get("thing_classes") if data_sets else None
-    return Detectron2Detector(network.to(device).eval(), mapper, classes)
+    return Detectron2Detector(network.to(device).eval().requires_grad_(False), mapper, classes)
 
 
 class Detectron2Detector:

@@ -53,7 +53,7 @@ def load_detector(
         check_fits(model, weights, checkpoint)
     classes = weights.get("meta", {}).get("dataset_meta", {}).get("classes")
     metainfo = cfg.test_dataloader.dataset.get("metainfo") or {}
-    return MMDetDetector(model.to(device).eval(), steps, classes or metainfo.get("classes"))
+    return MMDetDetector(model.to(device).eval().requires_grad_(False), steps, classes or metainfo.get("classes"))
 
 
 class MMDetDetector:

@@ -33,6 +33,7 @@ from dk_detection.visualization.paths import (
 from dk_detection.visualization.support import effective_receptive_field, node_response, saliency_region
 
 _SMALLEST_CROP = 32  # pixels; less, and deep networks have nothing left of it
+_MOST_STEPS = 2000  # of the search for a saliency region
 
 
 @dataclass(frozen=True)
@@ -139,35 +140,36 @@ def saliency(detectors: dict[str, Detector], options: Options):
         for place, axis in zip(places, axes, strict=True):
             response, about = _response(detector, sample, place, options)
             options.say(f"{title}: saliency region at {_text(place.point)}")
-            start, shown = time.monotonic(), [time.monotonic()]
-            with torch.no_grad():
-                response(sample.input)
-            seconds = options.seconds / (len(places) * len(detectors))
-            most = min(max(int(seconds / max(time.monotonic() - start, 1e-3)), 16), 2000)
+            shown = [time.monotonic()]
 
-            def progress(done, total, title=title, place=place, shown=shown):
+            def progress(done, most, title=title, place=place, shown=shown):
                 if time.monotonic() - shown[0] > 5:
                     shown[0] = time.monotonic()
-                    options.say(f"{title}: saliency region at {_text(place.point)}, {done} of at most {total} steps")
+                    options.say(f"{title}: saliency region at {_text(place.point)}, step {done}")
 
             cell = options.cell or max(1, round(max(sample.size) / 32))
             region = saliency_region(
-                response, sample.input, bound=options.bound, cell=cell, max_evaluations=most, progress=progress
+                response,
+                sample.input,
+                bound=options.bound,
+                cell=cell,
+                max_evaluations=_MOST_STEPS,
+                seconds=options.seconds / (len(places) * len(detectors)),
+                progress=progress,
             )
             mask = _on_image(region.mask, sample)
             pictures.draw_region(axis, sample.image, mask)
             _mark(axis, place, about)
             share = float(mask.double().mean())
-            ended_early = region.evaluations >= most
-            text = f"{share:.0%} of the image, change {region.error:.3f}"
-            pictures.caption(axis, text + (", search cut short" if ended_early else ""))
+            text = f"{share:.0%} kept, change {region.error:.3f}"
+            pictures.caption(axis, text + ("" if region.is_minimal else ", cut short"))
             yield {
                 **about,
                 "share": round(share, 4),
                 "error": round(region.error, 4),
                 "cell": cell,
                 "evaluations": region.evaluations,
-                "ended_early": ended_early,
+                "ended_early": not region.is_minimal,
             }
 
     return _grid(detectors, options, draw)

@@ -171,7 +171,9 @@ def draw_objects(axes: Axes, objects: Objects) -> None:
     """Boxes, masks, classes and scores."""
     height, width = axes.get_ylim()[0], axes.get_xlim()[1]
     colors = {label: _PALETTE[i % len(_PALETTE)] for i, label in enumerate(sorted(set(objects.labels)))}
-    for i, label in enumerate(objects.labels):
+    order = range(len(objects.labels)) if objects.scores is None else objects.scores.argsort().tolist()
+    for i in order:  # the surest on top
+        label = objects.labels[i]
         color = colors[label]
         if objects.masks is not None:
             mask = objects.masks[i].cpu().numpy()
@@ -293,7 +295,7 @@ def dynamics_figure(points: dict[str, np.ndarray], labels: list[str], deciles: n
             row[0].scatter(*places[chosen].T, s=5, color=_PALETTE[number % len(_PALETTE)], label=name, linewidths=0)
         row[1].scatter(*places.T, s=5, c=deciles, cmap="viridis", vmin=0, vmax=9, linewidths=0)
         if len(names) <= len(_PALETTE):
-            row[0].legend(fontsize=5, frameon=False, loc="best", handletextpad=0, borderpad=0)
+            row[0].legend(fontsize=5, loc="best", handletextpad=0, borderpad=0.3, edgecolor="none", framealpha=0.9)
         for axis, note in zip(row, notes[title], strict=True):
             caption(axis, note)
         row[0].text(-0.01, 0.5, title, transform=row[0].transAxes, rotation=90, va="center", ha="right", fontsize=5.5)

@@ -117,7 +117,7 @@ def test_what_sways_a_response(draw, data, framework, kind, place):
     if kind == "saliency":
         assert 0 <= entry["share"] <= 1
         assert entry["error"] <= 0.1
-        assert entry["evaluations"] >= 16  # however slow the machine is
+        assert entry["evaluations"] >= 9  # the whole image and eight trials, however slow the machine is
         assert entry["ended_early"]
     else:
         assert 0 < entry["radius"] < 128

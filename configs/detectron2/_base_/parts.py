@@ -6,7 +6,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from dk_detection.detectron2 import DkDeformable, DkMimicRCNN, DkROIPooler
 from dk_detection.layers import table
 
-KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train')
+KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'tta')
 
 
 def detector(model):
