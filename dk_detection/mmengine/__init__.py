@@ -23,11 +23,12 @@ except ImportError as error:
     ) from error
 
 from dk_detection.mmengine import flops, models
+from dk_detection.mmengine.backbone_hook import DkBackboneHook
 from dk_detection.mmengine.backbones import DkMobileNetV2, DkResNetDW
 from dk_detection.mmengine.data_checks import check_data
 from dk_detection.mmengine.models import DkDeformable
 
-__all__ = ["DkDeformable", "DkMobileNetV2", "DkResNetDW", "check_data"]
+__all__ = ["DkBackboneHook", "DkDeformable", "DkMobileNetV2", "DkResNetDW", "check_data"]
 
 models.register(mmengine.registry.MODELS)
 flops.register()

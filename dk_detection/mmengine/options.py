@@ -46,7 +46,9 @@ def load_config(path: str, options: list[str] | None = None) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        cause = error  # of an import the last that says more than that there is no such module
+        while type(cause) is type(inner := cause.__cause__ or cause.__context__) is ImportError:
+            cause = inner
         reason = f"{type(cause).__name__}: {_first_line(cause)}"
         raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
     old = [key for key in _BEFORE_MMENGINE if key in cfg]

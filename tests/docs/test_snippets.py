@@ -85,7 +85,8 @@ def check_config_of_mmengine(snippet: Snippet) -> None:
 
     Path("config.py").write_text(snippet.text, encoding="utf-8")
     cfg = Config.fromfile("config.py")
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
+    device = "cpu" if cfg.default_scope == "mmpretrain" else "meta"  # MMPretrain computes with tensors while it builds
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
         model = MODELS.build(cfg.model)
     assert is_ours(model)
     if "optim_wrapper" in snippet.text:
