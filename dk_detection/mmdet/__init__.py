@@ -20,7 +20,7 @@ except (ImportError, AssertionError) as error:  # mmdet asserts that mmcv and mm
         "folder run `make setup` or `pip install --no-build-isolation -e '.[mmdet]'`."
     ) from error
 
-from dk_detection.mmdet import flops, layers
+from dk_detection.mmdet import flops, layers, scope
 from dk_detection.mmdet.backbones import DkMobileNetV2, DkResNetDW
 from dk_detection.mmdet.contact_sheet import DkContactSheetHook
 from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
@@ -45,3 +45,4 @@ __all__ = [
 
 layers.register()
 flops.register()
+scope.register()
