@@ -13,6 +13,7 @@ import onnxruntime
 
 from dk_detection import ops
 from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.config_files import shipped
 from dk_detection.layers._base import ZeroConv2d, ZeroLinear
 from dk_detection.layers.table import TABLE
 from dk_detection.onnx import decompositions
@@ -170,6 +171,33 @@ def test_backbone_of_any_size(network, places, layers):
     net = learned(settled(deformed(network(), exchange_in(places, layers))))
     exported = export(net, (torch.randn(2, 3, 64, 96),), [dynamic("batch", None, "height", "width")])
     check(exported, net, torch.randn(1, 3, 75, 64), **CLOSE_NETWORK)
+
+
+def test_mask_rcnn_up_to_its_heads():
+    """Backbone, neck and both RoI extractors of a detector of MMDetection, for any image and any number of RoIs."""
+    pytest.importorskip("mmdet", reason="MMDetection is not installed")
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    import dk_detection.mmdet  # noqa: F401  (registers)
+
+    init_default_scope("mmdet")
+    stem = "mask-rcnn_r18-mdconv-c3-c5_fpn_mdpool_1k_deformed-shapes.py"
+    detector = MODELS.build(Config.fromfile(shipped("mmdet", f"deformed_shapes/{stem}")).model)
+    learned(settled(detector))
+    extractors = detector.roi_head.bbox_roi_extractor, detector.roi_head.mask_roi_extractor
+
+    def pool(image, rois):
+        maps = detector.extract_feat(image)
+        return [extractor(maps[: extractor.num_inputs], rois) for extractor in extractors]
+
+    module = Call(pool, nn.ModuleList([detector.backbone, detector.neck, *extractors]))
+    boxes = torch.tensor([[0, 3.0, 2, 20, 30], [1, 5, 5, 125, 90], [1, 30, 10, 70, 60], [0, 1, 40, 50, 100]])
+    shapes = ((dynamic("batch", None, "height", "width"), dynamic("rois")),)
+    exported = export(module, (torch.randn(2, 3, 96, 128), boxes), shapes)
+    for rois in (boxes[:2], boxes[:0]):
+        check(exported, module, torch.randn(2, 3, 128, 96), rois, **CLOSE_NETWORK)
 
 
 def test_program_that_torch_export_made():
