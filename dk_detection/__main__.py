@@ -18,7 +18,8 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name == "configs":
         paths = [(name, path) for name, folder in FOLDERS.items() for path in sorted(folder.glob("[!_]*/*.*"))]
-        found = [str(path) for name, path in paths if all(word in f"{name}/{path.name}" for word in arguments)]
+        names = [(f"{name}/{path.parent.name}/{path.name}", path) for name, path in paths]
+        found = [str(path) for name, path in names if all(word in name for word in arguments)]
         print(*found, sep="\n")
         sys.exit(0 if found else f"dk-detection: no config has {' and '.join(arguments)} in its name")
     if name in ("-h", "--help"):
