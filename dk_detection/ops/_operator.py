@@ -39,7 +39,8 @@ class Operator:
         slopes: For each differentiable argument in which the operator is not linear a function from this operator, the
             values of its arguments by name, in float32 or wider, and a direction of that argument to the derivative of
             the output along it; or None, and the operator refuses what needs it.
-        standard: From the operator and its arguments, by name, to its output, in operators that ONNX knows.
+        standard: From the operator and its arguments, by name, to its output, in operators that ONNX knows; None: it is
+            not exported.
         once: Whether the operator refuses derivatives of its gradients: where `slopes` call the backward, they would go
             round in circles.
     """
@@ -52,7 +53,7 @@ class Operator:
         *,
         differentiable: Sequence[str],
         slopes: Mapping[str, Callable | None],
-        standard: Callable[..., torch.Tensor],
+        standard: Callable[..., torch.Tensor] | None = None,
         once: bool = False,
     ) -> None:
         OPERATORS.append(self)
@@ -79,6 +80,8 @@ class Operator:
 
     def in_onnx(self, *args):
         """The output in operators that ONNX knows, for its exporter."""
+        if self.standard is None:
+            raise RuntimeError(f"{self.name}: there is no translation of this operator to ONNX")
         return self.standard(self, **dict(zip(self.arguments, args, strict=True)))
 
     def _fake(self, **values):
