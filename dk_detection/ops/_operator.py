@@ -39,7 +39,7 @@ class Operator:
         slopes: For each differentiable argument in which the operator is not linear a function from this operator, the
             values of its arguments by name, in float32 or wider, and a direction of that argument to the derivative of
             the output along it; or None, and the operator refuses what needs it.
-        standard: From the operator and its arguments, by name, to its output, in operators that ONNX knows; None: it is
+        standard: From the operator and its arguments, in order, to its output in operators that ONNX knows; None: it is
             not exported.
         once: Whether the operator refuses derivatives of its gradients: where `slopes` call the backward, they would go
             round in circles.
@@ -82,7 +82,7 @@ class Operator:
         """The output in operators that ONNX knows, for its exporter."""
         if self.standard is None:
             raise RuntimeError(f"{self.name}: there is no translation of this operator to ONNX")
-        return self.standard(self, **dict(zip(self.arguments, args, strict=True)))
+        return self.standard(self, *args)
 
     def _fake(self, **values):
         return _empty_like(values[self.differentiable[0]], self.output_shape(**values))

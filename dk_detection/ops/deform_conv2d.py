@@ -86,8 +86,7 @@ def _by_offset(operator, values, direction):
     return _conv.slope_by_offset(operator, values, direction, values["weight"].shape[2:])
 
 
-def _standard(operator, input, offset, mask, weight, bias, stride, padding, dilation):
-    arguments = (input, offset, mask, weight, bias, stride, padding, dilation)
+def _standard(operator, *arguments):
     return _onnx.deform_conv(*arguments, operator.output_shape(*arguments))
 
 

@@ -136,23 +136,11 @@ def _multiply_adds(shapes, out_shape):
     return rois * channels * out_h * out_w * (samples**2 * flops.SAMPLED_VALUE + modulation)
 
 
-def _standard(
-    operator,
-    input,
-    rois,
-    offset,
-    mask,
-    output_size,
-    spatial_scale,
-    output_channels,
-    group_size,
-    part_size,
-    samples_per_part,
-    gamma,
-):
+def _standard(operator, *arguments):
     """By aligned RoI pooling: each sample that lies on the map is an RoI without extent, the others are left out."""
-    arguments = (input, rois, offset, mask, output_size, spatial_scale)
-    operator.output_shape(*arguments, output_channels, group_size, part_size, samples_per_part, gamma)
+    operator.output_shape(*arguments)
+    input, rois, offset, mask, output_size, spatial_scale, *position_sensitive = arguments
+    output_channels, group_size, part_size, samples_per_part, gamma = position_sensitive
     wide, count, bins = torch.promote_types(input.dtype, torch.float32), rois.shape[0], tuple(output_size)
     classes = _classes(offset, mask)
     rois = rois.to(wide)
