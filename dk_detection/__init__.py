@@ -7,7 +7,7 @@ from importlib import import_module
 
 __version__ = "0.2.0"
 
-_LAZY_MODULES = ("ops", "layers", "convert", "reference", "mimicking", "datasets")
+_LAZY_MODULES = ("ops", "layers", "convert", "reference", "mimicking", "datasets", "onnx")
 _LAZY_FUNCTIONS = ("to_deformable", "fold_scopes", "translate_names")
 
 

@@ -9,10 +9,18 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from dk_detection.errors import UserError
 
 MMENGINE, DETECTRON2 = "mmengine", "detectron2"
+PACKAGE = Path(__file__).parent
+# The configs of this project, which are part of the package: where each framework's own packages have theirs.
+FOLDERS = {
+    "mmdet": PACKAGE / ".mim" / "configs",
+    "mmpretrain": PACKAGE / ".mim" / "mmpretrain",
+    DETECTRON2: PACKAGE / "detectron2" / "configs",
+}
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 _MMENGINE_NAMES = {"_base_", "default_scope", "custom_imports"}
@@ -25,6 +33,25 @@ _DETECTRON2_YAML = re.compile(rf"^(_BASE_|[A-Z][A-Z0-9_]*)\s*:|{_LAZY_YAML.patte
 def is_config_file(path: str | os.PathLike) -> bool:
     """Whether a file has the name of a config file."""
     return os.path.splitext(path)[1].lower() in _SUFFIXES
+
+
+def shipped(framework: str, name: str) -> str:
+    """The path of a config of this project.
+
+    Args:
+        framework: "mmdet", "mmpretrain" or "detectron2".
+        name: Folder and file, "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py".
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    path = FOLDERS[framework] / name
+    if not path.is_file():
+        close = difflib.get_close_matches(
+            name, [f"{p.parent.name}/{p.name}" for p in FOLDERS[framework].glob("*/*")], 1
+        )
+        raise UserError(f"there is no config {name} for {framework}{f'; did you mean {close[0]}?' if close else ''}")
+    return str(path)
 
 
 def framework_of(path: str | os.PathLike) -> str:

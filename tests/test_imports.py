@@ -21,8 +21,10 @@ ARROWS = {
     "__init__": {
         "convert"
     },  # when to_deformable is first used; that importing the package loads nothing is tested below
+    "__main__": {"config_files"},
     "_extension": {"_C", "errors"},
     "ops": {"_extension"},
+    "onnx": {"ops"},
     "layers": {"_extension", "ops"},
     "convert": {"_extension", "ops", "layers"},
     "backbones": {"_extension", "ops", "layers", "convert"},

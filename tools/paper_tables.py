@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from dk_detection.complexity.backbones import BACKBONES, build_backbone
 from dk_detection.complexity.counting import Part, Progress, count_modules, format_table, parameters, total
+from dk_detection.config_files import FOLDERS
 from dk_detection.layers import CondConv2d, GlobalDeformKernel2d
 
 # Tables 1 and 2 of Deformable Kernels.
@@ -217,7 +217,7 @@ def dk_table(progress: Progress | None = None) -> str:
 
 # Table 1 of Deformable ConvNets v2.
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mmdet" / "dcnv2"
+CONFIGS = FOLDERS["mmdet"] / "dcnv2"
 CountConfig = Callable[[str | os.PathLike, tuple[int, int], int], list[Part]]
 
 

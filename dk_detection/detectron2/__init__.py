@@ -31,7 +31,7 @@ except ImportError as error:
 
 from dk_detection.detectron2 import data, flops
 from dk_detection.detectron2.backbones import DkMobileNetV2, DkReduceLast, DkResNetDW
-from dk_detection.detectron2.config import add_dk_config
+from dk_detection.detectron2.config import add_dk_config, get_config
 from dk_detection.detectron2.mimic import DkMimicRCNN
 from dk_detection.detectron2.networks import DkDeformable, to_deformable
 from dk_detection.detectron2.poolers import DkROIHeads, DkROIPooler
@@ -49,6 +49,7 @@ __all__ = [
     "DkResNetDW",
     "LearningRateFactors",
     "add_dk_config",
+    "get_config",
     "to_deformable",
 ]
 

@@ -1,11 +1,13 @@
-"""The keys that we add to Detectron2's YAML."""
+"""The keys that we add to Detectron2's YAML, and the configs of this project by name."""
 
 from collections.abc import Callable, Iterator
 from functools import reduce
 from inspect import signature
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from omegaconf import DictConfig
 
+from dk_detection import config_files
 from dk_detection.layers.table import ROI_LAYERS, TABLE
 from dk_detection.mimicking import FeatureMimicking
 
@@ -75,6 +77,24 @@ def unread_keys(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         if value not in names and not (keys == ("MIMIC",) and network_of(cfg) in names):
             wrong = f"MODEL.{reader} is {value!r}, expected {' or '.join(names)}"
             yield from ((f"MODEL.DK.{key}", wrong) for key in keys if cfg.MODEL.DK[key] != default.MODEL.DK[key])
+
+
+def get_config(name: str) -> CfgNode | DictConfig:
+    """A config of this project, as `detectron2.model_zoo.get_config` gives Detectron2's.
+
+    Args:
+        name: Folder and file: "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_mdpool_16e_coco.py", a LazyConfig, or YAML.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    path = config_files.shipped(config_files.DETECTRON2, name)
+    if config_files.is_lazy_config(path):
+        return LazyConfig.load(path)
+    cfg = get_cfg()
+    add_dk_config(cfg)
+    cfg.merge_from_file(path)
+    return cfg
 
 
 def _defaults(function: Callable) -> dict:

@@ -20,6 +20,7 @@ except (ImportError, AssertionError) as error:  # mmdet asserts that mmcv and mm
         "folder run `make setup` or `pip install --no-build-isolation -e '.[mmdet]'`."
     ) from error
 
+from dk_detection.mmdet import scope
 from dk_detection.mmdet.contact_sheet import DkContactSheetHook
 from dk_detection.mmdet.data_checks import check_data
 from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
@@ -42,3 +43,4 @@ __all__ = [
 
 # So that type='mmdet.DkDeformable' and a plain MODELS.build of MMDetection's work as well.
 models.register(mmdet.registry.MODELS)
+scope.register()

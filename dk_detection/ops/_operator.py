@@ -13,8 +13,9 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
 
 from dk_detection import _extension
-from dk_detection.ops import flops
+from dk_detection.ops import _onnx, flops
 
+OPERATORS: "list[Operator]" = []
 _LIBRARY = torch.library.Library("dk_detection", "IMPL")
 
 
@@ -38,6 +39,8 @@ class Operator:
         slopes: For each differentiable argument in which the operator is not linear a function from this operator, the
             values of its arguments by name, in float32 or wider, and a direction of that argument to the derivative of
             the output along it; or None, and the operator refuses what needs it.
+        standard: From the operator and its arguments, in order, to its output in operators that ONNX knows; None: it is
+            not exported.
         once: Whether the operator refuses derivatives of its gradients: where `slopes` call the backward, they would go
             round in circles.
     """
@@ -50,13 +53,16 @@ class Operator:
         *,
         differentiable: Sequence[str],
         slopes: Mapping[str, Callable | None],
+        standard: Callable[..., torch.Tensor] | None = None,
         once: bool = False,
     ) -> None:
+        OPERATORS.append(self)
         self.name = name
         self.output_shape = output_shape
         self.arguments = tuple(inspect.signature(output_shape).parameters)
         self.differentiable = tuple(differentiable)
         self.slopes = slopes
+        self.standard = standard
         self.once = once
         self.forward, self.backward = _extension.find(name, self.arguments) or (None, None)
         flops.register(name, multiply_adds, compiled=self.forward is not None)
@@ -70,7 +76,13 @@ class Operator:
         if self.forward is None:
             raise _extension.missing(self.name)
         self.output_shape(*args)
-        return self.forward(*args)
+        return self.in_onnx(*args) if _onnx.is_exporting() else self.forward(*args)
+
+    def in_onnx(self, *args):
+        """The output in operators that ONNX knows, for its exporter."""
+        if self.standard is None:
+            raise RuntimeError(f"{self.name}: there is no translation of this operator to ONNX")
+        return self.standard(self, *args)
 
     def _fake(self, **values):
         return _empty_like(values[self.differentiable[0]], self.output_shape(**values))

@@ -100,7 +100,13 @@ def check_parts(operator, input, offset, mask, rois, classes, part_size):
             raise ValueError(f"{operator}: mask has shape {list(mask.shape)}, expected {list(mask_shape)}{or_flat}")
 
 
-def pooling(name: str, output_shape: Callable, multiply_adds: Callable) -> Operator:
+def bin_numbers(output_size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    """The bins of a RoI, `[outH, outW, 2]` = (column, row), in the data type of `like`."""
+    rows, columns = (torch.arange(bins, dtype=like.dtype, device=like.device) for bins in output_size)
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+
+
+def pooling(name: str, output_shape: Callable, multiply_adds: Callable, standard: Callable) -> Operator:
     """The operator `name(input, rois, offset, mask, ...)`; the arguments are `Operator`'s."""
     return Operator(
         name,
@@ -108,6 +114,7 @@ def pooling(name: str, output_shape: Callable, multiply_adds: Callable) -> Opera
         multiply_adds,
         differentiable=("input", "offset", "mask"),
         slopes={"offset": _slope_by_offset},
+        standard=standard,
         once=True,
     )
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from dk_detection.ops import _conv, flops
+from dk_detection.ops import _conv, _onnx, flops
 from dk_detection.ops._common import autocast, check_tensor, overridable, pair
 from dk_detection.ops._operator import Operator
 
@@ -86,10 +86,15 @@ def _by_offset(operator, values, direction):
     return _conv.slope_by_offset(operator, values, direction, values["weight"].shape[2:])
 
 
+def _standard(operator, *arguments):
+    return _onnx.deform_conv(*arguments, operator.output_shape(*arguments))
+
+
 _operator = Operator(
     _NAME,
     _output_shape,
     _multiply_adds,
     differentiable=("input", "offset", "mask", "weight", "bias"),
     slopes={"offset": _by_offset},
+    standard=_standard,
 )

@@ -1,8 +1,9 @@
 """Local deformable kernels, alone or with deformable convolution (Deformable Kernels, 2020, Eq. 7, 11 and 12)."""
 
 import torch
+import torch.nn.functional as F
 
-from dk_detection.ops import _conv, flops
+from dk_detection.ops import _conv, _onnx, _scope, flops
 from dk_detection.ops._common import autocast, check_tensor, overridable, pair
 from dk_detection.ops._operator import Operator
 
@@ -118,10 +119,39 @@ def _by_offset(operator, values, direction):
     return _conv.slope_by_offset(operator, values, direction, values["kernel_offset"].shape[2:4])
 
 
+def _standard(operator, input, kernel_offset, offset, mask, weight, bias, stride, padding, dilation, clip):
+    """By cells of the scope: what each tap sees is shared out among them, and then they are a kernel of size one."""
+    batch, _, out_h, out_w = operator.output_shape(
+        input, kernel_offset, offset, mask, weight, bias, stride, padding, dilation, clip
+    )
+    channels, (groups, kernel_h, kernel_w) = input.shape[1], kernel_offset.shape[1:4]
+    dtype, taps = input.dtype, kernel_h * kernel_w
+    wide = torch.promote_types(dtype, torch.float32)
+    input, weight, bias = (None if t is None else t.to(wide) for t in (input, weight, bias))
+
+    # What each tap sees: a depthwise convolution whose every output is one tap. [N, C * taps, outH, outW]
+    pick = torch.eye(taps, dtype=wide, device=input.device).view(taps, 1, kernel_h, kernel_w).repeat(channels, 1, 1, 1)
+    if offset is not None:
+        shape = (batch, channels * taps, out_h, out_w)
+        seen = _onnx.deform_conv(input, offset, mask, pick, None, stride, padding, dilation, shape)
+    else:
+        seen = F.conv2d(input, pick, None, stride, padding, dilation, channels)
+        if mask is not None:
+            seen = seen.unflatten(1, (mask.shape[1] // taps, -1, taps)) * mask.unflatten(1, (-1, 1, taps)).to(wide)
+    seen = seen.reshape(batch, groups, channels // groups, taps, out_h, out_w)
+
+    cells = _scope.cell_weights(kernel_offset.to(wide).permute(0, 1, 5, 6, 2, 3, 4), weight.shape[2:], clip)
+    # [N, groups, outH, outW, C / groups, cells]
+    shared = seen.permute(0, 1, 4, 5, 2, 3) @ cells.flatten(4, 5)
+    shared = shared.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)  # [N, C * cells, outH, outW]
+    return F.conv2d(shared, weight.flatten(1)[..., None, None], bias, groups=channels // weight.shape[1]).to(dtype)
+
+
 _operator = Operator(
     _NAME,
     _output_shape,
     _multiply_adds,
     differentiable=("input", "kernel_offset", "offset", "mask", "weight", "bias"),
     slopes={"kernel_offset": _conv.slope_by_kernel_offset, "offset": _by_offset},
+    standard=_standard,
 )

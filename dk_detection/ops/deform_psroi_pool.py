@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dk_detection.ops import _rois, flops
+from dk_detection.ops import _onnx, _rois, flops
 from dk_detection.ops._common import autocast, check_tensor, overridable, pair
 
 _NAME = "deform_psroi_pool"
@@ -111,10 +111,7 @@ def _output_shape(
             check_tensor(_NAME, name, tensor, input, same_dtype=False)
     if offset is not None and (offset.dim() != 4 or offset.shape[1] < 2 or offset.shape[1] % 2):
         raise ValueError(f"{_NAME}: offset must be [n, 2 * classes, partH, partW], got shape {list(offset.shape)}")
-    if offset is not None:
-        classes = offset.shape[1] // 2
-    else:
-        classes = mask.shape[1] if mask is not None and mask.dim() == 4 else 1
+    classes = _classes(offset, mask)
     if classes < 1 or output_channels % classes:
         source = "offset" if offset is not None else "mask"
         raise ValueError(
@@ -122,6 +119,12 @@ def _output_shape(
         )
     _rois.check_parts(_NAME, input, offset, mask, rois.shape[0], classes, tuple(part_size))
     return rois.shape[0], output_channels, *output_size
+
+
+def _classes(offset, mask):
+    if offset is not None:
+        return offset.shape[1] // 2
+    return mask.shape[1] if mask is not None and mask.dim() == 4 else 1
 
 
 def _multiply_adds(shapes, out_shape):
@@ -133,4 +136,52 @@ def _multiply_adds(shapes, out_shape):
     return rois * channels * out_h * out_w * (samples**2 * flops.SAMPLED_VALUE + modulation)
 
 
-_operator = _rois.pooling(_NAME, _output_shape, _multiply_adds)
+def _standard(operator, *arguments):
+    """By aligned RoI pooling: each sample that lies on the map is an RoI without extent, the others are left out."""
+    operator.output_shape(*arguments)
+    input, rois, offset, mask, output_size, spatial_scale, *position_sensitive = arguments
+    output_channels, group_size, part_size, samples_per_part, gamma = position_sensitive
+    wide, count, bins = torch.promote_types(input.dtype, torch.float32), rois.shape[0], tuple(output_size)
+    classes = _classes(offset, mask)
+    rois = rois.to(wide)
+    corners = rois[:, 1:].sign() * (rois[:, 1:].abs() + 0.5).floor()
+    low = corners[:, :2] * spatial_scale - 0.5  # [n, 2], (x, y)
+    size = ((corners[:, 2:] + 1) * spatial_scale - 0.5 - low).clamp(min=0.1)
+    low, size = low[:, None, None, None], size[:, None, None, None]
+    low = low + _rois.bin_numbers(bins, rois) * (size / size.new_tensor(bins[::-1]))  # [n, 1, outH, outW, 2]
+
+    def of_bins(parts):
+        """[..., partH, partW] -> [..., outH, outW]."""
+        rows, columns = (torch.arange(bins[i], device=rois.device) * part_size[i] // bins[i] for i in (0, 1))
+        return parts.to(wide)[..., rows[:, None], columns]
+
+    if offset is not None:
+        moves = of_bins(offset.unflatten(1, (classes, 2))).movedim(2, -1)  # [n, classes, outH, outW, 2]
+        low = low + gamma * size * moves
+    low = low.expand(-1, classes, -1, -1, -1)
+
+    # Each image is cut into those that one class and one cell of the group read.
+    channels = output_channels // classes
+    maps = input.to(wide).unflatten(1, (classes, channels, group_size, group_size)).movedim(2, 4).flatten(0, 3)
+    cell_y, cell_x = (torch.arange(bins[i], device=rois.device) * group_size // bins[i] for i in (0, 1))
+    image = rois[:, 0].long()[:, None, None, None] * classes + torch.arange(classes, device=rois.device)[:, None, None]
+    image = ((image * group_size + cell_y[:, None]) * group_size + cell_x).flatten()  # of each bin of each class
+
+    (height, width), step = input.shape[2:], size / size.new_tensor(bins[::-1]) / samples_per_part
+    total, on_map = 0, 0
+    for row in range(samples_per_part):
+        for column in range(samples_per_part):
+            x, y = (low + step * step.new_tensor([column, row])).unbind(-1)
+            inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)  # false for NaN
+            x, y = (torch.where(inside, x, 0).clamp(0, width - 1), torch.where(inside, y, 0).clamp(0, height - 1))
+            position = torch.stack([x, y], -1).flatten(0, 3)
+            value = _onnx.roi_align(_NAME, maps, image, position, torch.zeros_like(position), (1, 1), 1)
+            value = value.reshape(count, classes, *bins, channels)
+            total, on_map = total + value * inside.unsqueeze(-1), on_map + inside
+    output = total / on_map.clamp(min=1).unsqueeze(-1)
+    if mask is not None:
+        output = output * of_bins(mask.view(count, classes, *part_size)).unsqueeze(-1)
+    return output.movedim(-1, 2).flatten(1, 2).to(input.dtype)
+
+
+_operator = _rois.pooling(_NAME, _output_shape, _multiply_adds, _standard)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dk_detection.ops import _rois, flops
+from dk_detection.ops import _onnx, _rois, flops
 from dk_detection.ops._common import autocast, check_tensor, overridable, pair
 
 _NAME = "deform_roi_pool"
@@ -91,4 +91,30 @@ def _multiply_adds(shapes, out_shape):
     return rois * channels * out_h * out_w * (ratio**2 * flops.SAMPLED_VALUE + modulation)
 
 
-_operator = _rois.pooling(_NAME, _output_shape, _multiply_adds)
+def _standard(operator, input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma):
+    """By aligned RoI pooling; where bins move, each is an RoI of its own."""
+    count, channels, *bins = operator.output_shape(
+        input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma
+    )
+    wide = torch.promote_types(input.dtype, torch.float32)
+    maps, rois, sampling_ratio = input.to(wide), rois.to(wide), max(sampling_ratio, 0)
+    image, low = rois[:, 0], rois[:, 1:3] * spatial_scale - 0.5  # [n, 2], (x, y)
+    size = rois[:, 3:] * spatial_scale - 0.5 - low
+    if offset is None:
+        output = _onnx.roi_align(_NAME, maps, image, low, size, output_size, sampling_ratio)
+    else:
+        size = size[:, None, None]
+        low = low[:, None, None] + gamma * size * offset.to(wide).permute(0, 2, 3, 1)
+        size = size / size.new_tensor(output_size[::-1])
+        low = low + _rois.bin_numbers(output_size, low) * size  # [n, outH, outW, 2]
+        low = torch.where(low.isfinite().all(-1, keepdim=True), low, -1e6)  # far off the map
+        low, size = low.flatten(0, 2), size.expand(low.shape).flatten(0, 2)
+        image = image[:, None].expand(-1, bins[0] * bins[1]).flatten()
+        output = _onnx.roi_align(_NAME, maps, image, low, size, (1, 1), sampling_ratio)
+        output = output.reshape(count, *bins, channels).permute(0, 3, 1, 2)
+    if mask is not None:
+        output = output * mask.to(wide).view(count, 1, *bins)
+    return output.to(input.dtype)
+
+
+_operator = _rois.pooling(_NAME, _output_shape, _multiply_adds, _standard)

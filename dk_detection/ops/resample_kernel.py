@@ -2,6 +2,7 @@
 
 import torch
 
+from dk_detection.ops import _scope
 from dk_detection.ops._common import check_tensor, overridable, pair, without_autocast
 
 _NAME = "resample_kernel"
@@ -63,33 +64,8 @@ def resample_kernel(
 
     wide = torch.promote_types(torch.promote_types(weight.dtype, kernel_offset.dtype), torch.float32)
     with without_autocast(weight.device.type):
-        dy, dx = kernel_offset.to(wide).view(-1, kernel_h, kernel_w, 2).unbind(-1)
-        along_y = _cell_weights(_rest(kernel_h, scope_h, dy)[:, None] + dy, scope_h, clip)  # [N, kH, kW, scopeH]
-        along_x = _cell_weights(_rest(kernel_w, scope_w, dx) + dx, scope_w, clip)  # [N, kH, kW, scopeW]
-        cells = (along_y.unsqueeze(-1) * along_x.unsqueeze(-2)).flatten(3).flatten(0, 2)  # [N*kH*kW, cells]
+        cells = _scope.cell_weights(kernel_offset.to(wide).view(-1, kernel_h, kernel_w, 2), (scope_h, scope_w), clip)
+        cells = cells.flatten(0, 2)  # [N*kH*kW, cells]
         kernels = cells @ weight.to(wide).flatten(2).flatten(0, 1).t()  # [N*kH*kW, out * in]
     kernels = kernels.to(weight.dtype).view(-1, kernel_h, kernel_w, *weight.shape[:2])
     return kernels.permute(0, 3, 4, 1, 2)
-
-
-def _rest(kernel, scope, like):
-    """Where taps lie in the scope without offset, along one axis."""
-    return torch.arange(kernel, dtype=like.dtype, device=like.device) + (scope - kernel) / 2
-
-
-def _cell_weights(position, cells, clip):
-    """The bilinear weight of each cell along one axis: [...] -> [..., cells]."""
-    if clip:
-        position = position.clamp(0, cells - 1)
-    inside = (position > -1) & (position < cells)  # false for NaN
-    position = torch.where(inside, position, 0)
-    lower = position.detach().floor()
-    if clip:
-        lower = lower.clamp(max=max(cells - 2, 0))  # the last cell ends an interval, so its slope comes from inside
-    fraction = position - lower
-    if clip and cells == 1:
-        fraction = fraction.detach()
-    lower, inside = lower.unsqueeze(-1), inside.unsqueeze(-1)
-    cell = torch.arange(cells, device=position.device)
-    fraction = fraction.unsqueeze(-1)
-    return ((cell == lower) & inside) * (1 - fraction) + ((cell == lower + 1) & inside) * fraction

@@ -66,6 +66,8 @@ def few_images(monkeypatch):
 def test_python(snippet, few_images):
     if "detectron2" in snippet.text:
         pytest.importorskip("detectron2")
+    if "torch.onnx" in snippet.text:
+        pytest.importorskip("onnxscript")
     if "_base_" in snippet.text:
         check_config_of_mmengine(snippet)
         return
@@ -82,6 +84,8 @@ def check_config_of_mmengine(snippet: Snippet) -> None:
     from mmengine.config import Config
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, DefaultScope
+
+    import dk_detection.mmdet  # noqa: F401  (before the config is read, as our tools do)
 
     Path("config.py").write_text(snippet.text, encoding="utf-8")
     cfg = Config.fromfile("config.py")
@@ -238,12 +242,19 @@ def pip(arguments: list[str]) -> None:
             assert re.search(rf"^{extra} = \[", extras, re.MULTILINE), f"there is no extra {extra}"
 
 
+def dk_detection(arguments: list[str]) -> None:
+    if arguments[0] != "configs":
+        python([f"tools/{arguments[0]}.py", *arguments[1:]])
+
+
 def no_check(arguments: list[str]) -> None:
     """A program of the system's."""
 
 
 PROGRAMS = {
     "apt": no_check,
+    "dk-detection": dk_detection,
+    "ffmpeg": no_check,
     "git": no_check,
     "make": make,
     "pip": pip,

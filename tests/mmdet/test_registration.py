@@ -62,6 +62,17 @@ def dcn(row, **options):
     return dict(dcn=dict(type=row.name, **options), stage_with_dcn=(False, True, True, True))
 
 
+def test_configs_of_this_project_are_bases():
+    """By the name of the package, as MMDetection's; what they set is built in its scope."""
+    stem = "dk_detection::deformed_shapes/mask-rcnn_r18-mdconv-c3-c5_fpn_mdpool_mimic_1k_deformed-shapes.py"
+    cfg = Config.fromstring(f"_base_ = '{stem}'\nmodel = dict(mimic=dict(max_rois=3))", ".py")
+    with torch.device("meta"):
+        detector = MODELS.build(cfg.model)
+    assert isinstance(detector, dk_detection.mmdet.DkMimicRCNN) and detector.mimic.max_rois == 3
+    dict_of_ours = dict(type="DkModulatedDeformConv2d", in_channels=2, out_channels=2, kernel_size=3)
+    assert isinstance(MODELS.build(dict(dict_of_ours, _scope_="dk_detection")), ModulatedDeformConv2d)
+
+
 @data_rows
 def test_two_lines_train_a_detector(tmp_path, row):
     cfg = user_config(tmp_path, row)

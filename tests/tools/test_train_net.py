@@ -579,3 +579,23 @@ def test_real_coco(tiny_coco, train_net, tmp_path):
     images = {entry["image_id"] for entry in json.loads((tmp_path / "run" / "val.bbox.json").read_text())}
     known = json.loads((tiny_coco / "annotations" / "instances_val2017.json").read_text())["images"]
     assert images <= {image["id"] for image in known}
+
+
+def test_torchrun_without_a_gpu(environment, config, tmp_path):
+    """Two processes train with mimicking; tests/mmdet/test_mimic.py compares their gradients with those of one."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, "--launcher", "pytorch"]
+    options = ["--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=1"]
+    done = subprocess.run(
+        [sys.executable, *command, "--config", config, "--work-dir", tmp_path / "run", *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **environment},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (scalars,) = (tmp_path / "run").glob("*/vis_data/scalars.json")  # of one process
+    losses = [json.loads(line).get("loss_mimic") for line in scalars.read_text().splitlines()]
+    assert len([loss for loss in losses if loss is not None and 0 <= loss < 1]) == 2
+    assert done.stdout.count("box AP") == 1
+    assert (tmp_path / "run" / "iter_2.pth").is_file()
