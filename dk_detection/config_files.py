@@ -1,4 +1,4 @@
-"""What both frameworks' configs have in common: which framework a file is for, and whether a setting means anything.
+"""What configs of MMEngine and of Detectron2 have in common: whose a file is, and whether a setting means anything.
 
 The framework is told from the text alone; nothing is imported or run for it.
 """
@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dk_detection.errors import UserError
 
-MMDET, DETECTRON2 = "mmdet", "detectron2"
+MMENGINE, DETECTRON2 = "mmengine", "detectron2"
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
-_MMDET_NAMES = {"_base_", "default_scope", "custom_imports"}
+_MMENGINE_NAMES = {"_base_", "default_scope", "custom_imports"}
 _DETECTRON2_PACKAGES = ("detectron2", "omegaconf", "fvcore", "dk_detection.detectron2")
 # Detectron2's own YAML has keys in capitals; its LazyConfigs, saved as YAML, name what to call.
 _LAZY_YAML = re.compile(r"^\s*(- )?_target_\s*:", re.MULTILINE)
@@ -28,7 +28,7 @@ def is_config_file(path: str | os.PathLike) -> bool:
 
 
 def framework_of(path: str | os.PathLike) -> str:
-    """The framework of a config file.
+    """The framework of a config file: Detectron2, or MMEngine, on which MMDetection and its like are built.
 
     A file of either framework can often be parsed by the other, with an empty or a wrong result and without an error,
     so this has to be known before the file is loaded.
@@ -37,7 +37,7 @@ def framework_of(path: str | os.PathLike) -> str:
         path: A .py, .json, .yaml or .yml file.
 
     Returns:
-        "mmdet" or "detectron2".
+        "mmengine" or "detectron2".
 
     Raises:
         UserError: The file is not there, cannot be read, or is not a config file.
@@ -53,15 +53,15 @@ def framework_of(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: the config file cannot be read ({error})") from error
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json":
-        return MMDET
+        return MMENGINE
     if suffix != ".py":
-        return DETECTRON2 if _DETECTRON2_YAML.search(text) else MMDET
+        return DETECTRON2 if _DETECTRON2_YAML.search(text) else MMENGINE
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{path}{line}: the config file is not valid Python ({error.args[0]})") from error
-    return DETECTRON2 if _is_lazy_python(tree) else MMDET
+    return DETECTRON2 if _is_lazy_python(tree) else MMENGINE
 
 
 def is_lazy_config(path: str | os.PathLike) -> bool:
@@ -141,7 +141,7 @@ def _check_new(place: str, name: str, node: Mapping, functions: list[Callable]) 
 
 def _is_lazy_python(tree: ast.Module) -> bool:
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") in _MMDET_NAMES for target in node.targets):
+        if isinstance(node, ast.Assign) and _MMENGINE_NAMES & {getattr(target, "id", "") for target in node.targets}:
             return False
         if isinstance(node, ast.With) and "read_base()" in (ast.unparse(item.context_expr) for item in node.items):
             return False
@@ -150,7 +150,7 @@ def _is_lazy_python(tree: ast.Module) -> bool:
     ]
     if any(f"{name}.".startswith(f"{package}.") for name in imports for package in _DETECTRON2_PACKAGES):
         return True
-    if any(name.startswith(("mm", "dk_detection.mmdet")) for name in imports):
+    if any(name.startswith(("mm", "dk_detection.mm")) for name in imports):
         return False
     return any(name.startswith(".") for name in imports)
 

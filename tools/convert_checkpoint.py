@@ -11,8 +11,7 @@ import sys
 
 import torch
 
-from dk_detection.checkpoint_names import framework_of_names, to_detectron2, to_mmdet
-from dk_detection.config_files import MMDET
+from dk_detection.checkpoint_names import MMDET, framework_of_names, to_detectron2, to_mmdet
 from dk_detection.errors import UserError
 
 
