@@ -96,7 +96,7 @@ def record_of(work_dir: Path) -> dict:
     for log in sorted(work_dir.glob("*/vis_data/scalars.json")):  # a folder for each time that the run was started
         for entry in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
             if "loss" in entry:
-                losses[entry.get("iter", entry["step"])] = entry["loss"]
+                losses[entry.get("iter", entry["step"])] = round(entry["loss"], 4)
     return {"metrics": {name: round(value, 6) for name, value in metrics.items()}, "loss": sorted(losses.items())}
 
 

@@ -65,13 +65,13 @@ def data(tmp_path_factory):
     [
         ("", set()),
         ("-gdk", {"kernel_offset", "kernel_offset_varying", "clipped", "scope_used"}),
-        ("-dk-scope5-paper", {"kernel_offset", "kernel_offset_varying", "clipped", "scope_used"}),
+        ("-dk-s5-paper", {"kernel_offset", "kernel_offset_varying", "clipped", "scope_used"}),
         ("-mdconv", {"offset", "offset_varying", "modulation", "modulation_varying"}),
         ("-scc", set()),
     ],
 )
 def test_config_trains(data, tmp_path, monkeypatch, row, figures):
-    monkeypatch.setenv("DK_DEFORMED_SHAPES_CLASSIFICATION_ROOT", str(data))
+    monkeypatch.setenv("DK_DEFORMED_SHAPES_CLS_ROOT", str(data))
     cfg = Config.fromfile(f"{CONFIGS}/regnet-dw{row}_2e_deformed-shapes.py")
     cfg.merge_from_dict(
         {"work_dir": str(tmp_path), "train_dataloader.batch_size": 6, "train_cfg.max_epochs": 1, "log_level": "ERROR"}

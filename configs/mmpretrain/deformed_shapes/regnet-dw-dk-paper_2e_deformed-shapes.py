@@ -2,6 +2,6 @@ _base_ = 'regnet-dw_2e_deformed-shapes.py'
 
 model = dict(
     backbone=dict(
-        type='mmdet.DkDeformable',
-        network='mmpretrain.RegNet',
+        type='DkDeformable',
+        network='RegNet',
         exchange=[dict(layer='dk', select='layer[23].*.conv2', parametrisation='paper')]))

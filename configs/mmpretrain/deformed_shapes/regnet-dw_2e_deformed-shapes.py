@@ -2,10 +2,8 @@
 # convolutions but the first are depthwise, for images of 32 x 32 pixels. docs/study.md has what it is for.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
-custom_imports = dict(imports=[
-    'dk_detection.mmdet', 'dk_detection.mmengine.deformed_shapes', 'dk_detection.mmengine.sampling_hook'
-])
-data_root = '{{$DK_DEFORMED_SHAPES_CLASSIFICATION_ROOT:data/deformed_shapes_classification}}/'
+custom_imports = dict(imports=['dk_detection.mmengine'])
+data_root = '{{$DK_DEFORMED_SHAPES_CLS_ROOT:data/deformed_shapes_cls}}/'
 metainfo = dict(classes=('crescent', 'cross', 'disc', 'square', 'star', 'triangle'))
 
 model = dict(
