@@ -5,8 +5,7 @@ from contextlib import ExitStack
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from dk_detection.visualization.figures import SamplingFigures
-from dk_detection.visualization.paths import listening
+from dk_detection.visualization import SamplingFigures, listening
 
 
 @HOOKS.register_module(force=True)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dk_detection.layers import LocalDeformKernel2d, ModulatedDeformConv2d
-from dk_detection.visualization.figures import SamplingFigures
-from dk_detection.visualization.paths import listening
+from dk_detection.visualization import SamplingFigures, listening
 
 
 def figures_of(layer, *images):
