@@ -162,7 +162,7 @@ def table(records: Records, configs: list[Path], seeds: list[int], pairs: list[l
         cells = [f"`{names[stem]}`", str(len(by_seed))]
         for key in keys:
             values = [figure(record, key) for record in by_seed.values()]
-            cells.append(_mean_cell(values))
+            cells.append(_mean_cell(values, singly=len(seeds) <= MOST_SINGLE))
             undefined |= any(map(math.isnan, values))
         seconds = sorted(record["seconds"] for record in by_seed.values())
         lines.append(f"| {' | '.join([*cells, f'{seconds[len(seconds) // 2]:.0f}'])} |")
@@ -173,13 +173,13 @@ def table(records: Records, configs: list[Path], seeds: list[int], pairs: list[l
     return "\n".join(lines) + "\n"
 
 
-def _mean_cell(values: list[float]) -> str:
+def _mean_cell(values: list[float], singly: bool) -> str:
     defined = [value for value in values if not math.isnan(value)]
     if not defined:
         return "undefined"
     mean = Mean.of(defined)
     cell = f"{mean.value:.1f}" + ("" if math.isnan(mean.margin) else f" ± {mean.margin:.1f}")
-    if len(values) <= MOST_SINGLE:
+    if singly:
         cell += f" ({', '.join('undefined' if math.isnan(value) else f'{value:.1f}' for value in values)})"
     elif len(defined) < len(values):
         cell += f" ({len(values) - len(defined)} undefined)"

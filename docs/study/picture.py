@@ -43,11 +43,12 @@ def main() -> None:
             axis.plot(range(1, 5), quarters, marker=".")
     losses.set(xlabel="iteration", ylabel="training loss, mean over the seeds", yscale="log")
     losses.legend(frameon=False)
-    for place, (name, records) in enumerate(rows.items()):
+    for place, records in enumerate(rows.values()):
         values = [record["metrics"]["accuracy"] for record in records]
         mean = Mean.of(values)
         accuracies.plot(values, [place] * len(values), ".", color="0.7", markersize=4)
-        accuracies.errorbar(mean.value, place, xerr=np.nan_to_num(mean.margin), fmt="o", color="black", capsize=3)
+        margin = mean.margin if len(values) > 2 else np.nan  # that of two is wider than the picture
+        accuracies.errorbar(mean.value, place, xerr=margin, fmt="o", color="black", capsize=3)
     accuracies.set_yticks(range(len(rows)), [f"{name} ({len(records)})" for name, records in rows.items()])
     accuracies.invert_yaxis()
     accuracies.set(xlabel="accuracy in percent: seeds, mean, 95% interval")

@@ -82,6 +82,7 @@ def test_detector_of_mmdetection(run, file, monkeypatch):
         state = torch.load(folder / "run" / file, map_location="cpu", weights_only=False)["state_dict"]
         weights = {key.removeprefix("backbone."): value for key, value in state.items()}
     monkeypatch.setenv("DK_R50_DW_CHECKPOINT", str(folder / "run" / file))
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as tools/train_net.py does
     cfg = Config.fromfile(ROOT / "configs" / "mmdet" / "dk" / "faster-rcnn_r50-dw-dk_fpn_1x_coco.py")
     cfg.model.backbone.blocks = (1, 1, 1, 1)
     with DefaultScope.overwrite_default_scope("mmdet"):
