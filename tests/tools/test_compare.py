@@ -8,7 +8,8 @@ from pathlib import Path
 import compare as tool
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "compare.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tools" / "compare.py"
 
 
 @pytest.fixture
@@ -155,6 +156,17 @@ def test_bad_arguments(arguments, message, capsys):
         tool.main([*arguments, "--out", "x.md"])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_study(monkeypatch):
+    """docs/study.md: the command line is one, the records are of its runs, and the table is that of the records."""
+    monkeypatch.chdir(ROOT)
+    args = tool.parse_args(["@docs/study/classifier.txt"])
+    records = tool.Records(args.out.with_suffix(".jsonl"), args.cfg_options)
+    runs = {(config.stem, seed) for config in args.configs for seed in args.seeds}
+    assert records.runs and records.runs.keys() <= runs
+    table = tool.table(records, args.configs, args.seeds, args.pair)
+    assert args.out.read_text() == table and table.strip() in Path("docs/study.md").read_text()
 
 
 def test_options_from_a_file(tmp_path):
