@@ -33,7 +33,7 @@ ARROWS = {
     **{room: {"errors"} for room in _PLAIN},
     "config_files": {"errors"},
     "checkpoint_names": {"errors"},
-    "mmengine": _KERNELS | {"config_files", "datasets", "errors"},
+    "mmengine": _KERNELS | {"config_files", "datasets", "errors", "visualization"},
     "mmdet": _KERNELS | _PLAIN | _COMMAND_LINES | {"mmengine"},
     "detectron2": _KERNELS | _PLAIN | _COMMAND_LINES,
 }

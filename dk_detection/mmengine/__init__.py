@@ -26,9 +26,20 @@ from dk_detection.mmengine import flops, models
 from dk_detection.mmengine.backbone_hook import DkBackboneHook
 from dk_detection.mmengine.backbones import DkMobileNetV2, DkResNetDW
 from dk_detection.mmengine.data_checks import check_data
+from dk_detection.mmengine.deformed_shapes import DkAccuracyByDeformation, DkColourDistance
 from dk_detection.mmengine.models import DkDeformable
+from dk_detection.mmengine.sampling_hook import DkSamplingHook
 
-__all__ = ["DkBackboneHook", "DkDeformable", "DkMobileNetV2", "DkResNetDW", "check_data"]
+__all__ = [
+    "DkAccuracyByDeformation",
+    "DkBackboneHook",
+    "DkColourDistance",
+    "DkDeformable",
+    "DkMobileNetV2",
+    "DkResNetDW",
+    "DkSamplingHook",
+    "check_data",
+]
 
 models.register(mmengine.registry.MODELS)
 flops.register()

@@ -8,6 +8,7 @@ t-SNE scikit-learn.
 
 from dk_detection.visualization.dilation import DilationTable, effective_dilation
 from dk_detection.visualization.dynamics import embed, nearest_neighbour_figures, object_dynamics
+from dk_detection.visualization.figures import SamplingFigures
 from dk_detection.visualization.locations import Locations, bin_locations, kernel_locations, sampling_locations
 from dk_detection.visualization.paths import (
     Observation,
@@ -25,6 +26,7 @@ __all__ = [
     "Locations",
     "Observation",
     "Region",
+    "SamplingFigures",
     "bin_locations",
     "default_layer",
     "effective_dilation",
