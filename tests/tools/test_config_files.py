@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dk_detection.config_files import framework_of
+from dk_detection.config_files import DETECTRON2, MMDET, framework_of, shipped
 from dk_detection.errors import UserError
 
 CASES = {
@@ -98,3 +98,19 @@ def test_no_framework_is_needed():
     code = "import sys, dk_detection.config_files; print({'torch', 'mmengine', 'yaml'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("framework", [MMDET, DETECTRON2])
+def test_configs_of_this_project(framework):
+    name = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_mdpool_16e_coco.py"
+    assert framework_of(shipped(framework, name)) == framework
+    with pytest.raises(UserError, match=rf"no config {name[:-3]} for {framework}; did you mean {name}"):
+        shipped(framework, name[:-3])
+
+
+def test_get_config_reads_both_kinds():
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2 import get_config
+
+    assert "model" in get_config("dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_mdpool_16e_coco.py")
+    assert get_config("dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.yaml").MODEL.META_ARCHITECTURE == "DkDeformable"
