@@ -2,11 +2,10 @@
 //
 // Everything runs in float (double for double): half types are widened on entry and rounded once at the end. Where a
 // channel is read is the same at all output positions, so along a row of them a window is a handful of shifted rows of
-// the map, each times a constant: positions are the fast axis, and a column of 64 of them stays in registers while the
-// points of a window are added up. Rows of the map are padded with zeros as far as any location needs, and cut into one
-// row for each remainder by the stride, so no read along a row is guarded and none is strided. The sampled columns stay
-// in cache and are multiplied at once by the weight. In the backward every thread owns channels, so nothing is shared
-// but the attention's gradient, a sum over threads in a fixed order.
+// the map, each times a constant, and positions are the axis of vectors. Rows of the map are padded with zeros as
+// far as any location needs, and cut into one row for each remainder by the stride, so no read along a row is guarded
+// and none is strided. The sampled columns stay in cache and are multiplied at once by the weight. In the backward every
+// thread owns channels, so nothing is shared but the attention's gradient, a sum over threads in a fixed order.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -14,8 +13,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -28,15 +25,8 @@ namespace dk {
 
 namespace {
 
-constexpr int64_t kVectorBytes = 64;
-
-template <typename T>
-constexpr int64_t kLanes = kVectorBytes / sizeof(T);
-
-template <typename T>
-struct VectorOf {
-  typedef T Type __attribute__((vector_size(kVectorBytes)));
-};
+// Runs along a row may be computed up to the next multiple of so many values: there has to be room.
+constexpr int64_t kBlock = 16;
 
 // A pixel that a location reads, seen from the row and the position at which its window begins.
 template <typename T>
@@ -90,7 +80,7 @@ struct Stencils {
       highest = std::max(highest, first_column[i]);
     }
     left = -floor_div(lowest);
-    const int64_t read = floor_div(highest + s.window_w - 1) + s.out_w + kLanes<T>;
+    const int64_t read = floor_div(highest + s.window_w - 1) + s.out_w + kBlock;
     pitch = left + std::max(read, (s.width + s.stride_w - 1) / s.stride_w);
 
     points.resize(number * s.cells());
@@ -155,32 +145,42 @@ struct Stencils {
   int64_t base(int64_t i, const Run& run) const { return (run.row + first_row[i]) * row_size() + run.start; }
 };
 
-// Some vectors of one location's sampled values.
-template <typename T, int kVectors>
-inline __attribute__((always_inline)) void sample_block(
-    const T* from, const Point<T>* points, int64_t count, const T* attention, T* out) {
-  using Vector = typename VectorOf<T>::Type;
-  Vector sum[kVectors] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    const T* row = from + points[i].shift;
-    for (int v = 0; v < kVectors; ++v) {
-      Vector value;
-      std::memcpy(&value, row + v * kLanes<T>, kVectorBytes);
-      sum[v] += points[i].weight * value;
-    }
+// out[t] (+)= the sum over points of weight * from[shift + t]. Whole blocks of `out` are written, and some vectors of it
+// stay in registers while the points are added up.
+#define DK_ADD_VECTORS(NUMBER)                                                                                        \
+  {                                                                                                                   \
+    Vector sum[NUMBER] = {};                                                                                          \
+    for (int v = 0; add && v < NUMBER; ++v) {                                                                         \
+      sum[v] = *reinterpret_cast<const Vector*>(out + t + v * kLanes);                                                \
+    }                                                                                                                 \
+    for (int64_t i = 0; i < number; ++i) {                                                                            \
+      const T* row = from + t + points[i].shift;                                                                      \
+      _Pragma("GCC unroll 4") for (int v = 0; v < NUMBER; ++v) {                                                      \
+        sum[v] += points[i].weight * *reinterpret_cast<const Vector*>(row + v * kLanes);                              \
+      }                                                                                                               \
+    }                                                                                                                 \
+    for (int v = 0; v < NUMBER; ++v) {                                                                                \
+      *reinterpret_cast<Vector*>(out + t + v * kLanes) = sum[v];                                                      \
+    }                                                                                                                 \
+    t += NUMBER * kLanes;                                                                                             \
   }
-  if (attention) {
-    for (int v = 0; v < kVectors; ++v) {
-      Vector score;
-      std::memcpy(&score, attention + v * kLanes<T>, kVectorBytes);
-      sum[v] *= score;
-    }
+#define DK_ADD_POINTS(NAME, ATTRIBUTES, BYTES)                                                                        \
+  template <typename T>                                                                                               \
+  ATTRIBUTES void NAME(                                                                                               \
+      const T* from, const Point<T>* points, int64_t number, int64_t count, bool add, T* out) {                       \
+    typedef T Vector __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));                             \
+    constexpr int64_t kLanes = BYTES / sizeof(T);                                                                     \
+    static_assert(kLanes <= kBlock);                                                                                  \
+    for (int64_t t = 0; t < count;) {                                                                                 \
+      if (count - t > 3 * kLanes) DK_ADD_VECTORS(4)                                                                   \
+      else if (count - t > kLanes) DK_ADD_VECTORS(2)                                                                  \
+      else DK_ADD_VECTORS(1)                                                                                          \
+    }                                                                                                                 \
   }
-  std::memcpy(out, sum, sizeof(sum));
-}
+DK_FOR_EACH_VECTOR(DK_ADD_POINTS, add_points)
 
 // columns[j, t] = the value that location j of the channels [begin, end) reads at position t of a tile, times its
-// attention. Whole vectors are written: rows need kLanes values behind the last of them. `planes` begin with channel
+// attention. Behind the last row there has to be room for kBlock more. `planes` begin with channel
 // `begin`, `attention` is [K, stride].
 template <typename T>
 DK_SIMD_CLONES void sample_columns(
@@ -197,37 +197,55 @@ DK_SIMD_CLONES void sample_columns(
     for (int64_t k = 0; k < locations; ++k, columns += stride) {
       const int64_t i = c * locations + k;
       const int64_t* ends = stencils.row_ends.data() + i * (stencils.s.window_h + 1);
-      const T* scores = attention ? attention + k * stride : nullptr;
+      const Point<T>* points = stencils.points.data() + i * stencils.s.cells();
       for (const Run& run : runs) {
         int64_t low, high;
         stencils.rows_on_map(i, run, low, high);
-        const Point<T>* points = stencils.points.data() + i * stencils.s.cells() + ends[low];
-        const int64_t count = ends[high] - ends[low], base = stencils.base(i, run);
-        for (int64_t t = 0; t < run.count;) {
-          const T* from = planes + (base + t);
-          const T* score = scores ? scores + run.at + t : nullptr;
-          T* out = columns + run.at + t;
-          const int64_t left = run.count - t;
-          if (left > 3 * kLanes<T>) {
-            sample_block<T, 4>(from, points, count, score, out);
-            t += 4 * kLanes<T>;
-          } else if (left > kLanes<T>) {
-            sample_block<T, 2>(from, points, count, score, out);
-            t += 2 * kLanes<T>;
-          } else {
-            sample_block<T, 1>(from, points, count, score, out);
-            t += kLanes<T>;
-          }
+        add_points<T>(
+            planes + stencils.base(i, run), points + ends[low], ends[high] - ends[low], run.count, false,
+            columns + run.at);
+      }
+      if (attention) {
+        const T* scores = attention + k * stride;
+        const int64_t count = runs.back().at + runs.back().count;
+#pragma omp simd
+        for (int64_t t = 0; t < count; ++t) {
+          columns[t] *= scores[t];
         }
       }
     }
   }
 }
 
+// sums[i] += the sum over positions of rows[i] * grad, at kRows rows.
+template <typename T, int kRows>
+inline __attribute__((always_inline)) void add_dots(
+    const T* from, const int64_t* shifts, const T* grad, int64_t count, T* sums) {
+  static_assert(kRows == 1 || kRows == 4);
+  T dot0 = 0, dot1 = 0, dot2 = 0, dot3 = 0;
+  const T *row0 = from + shifts[0], *row1 = from + shifts[kRows > 1], *row2 = from + shifts[kRows > 1 ? 2 : 0],
+          *row3 = from + shifts[kRows > 1 ? 3 : 0];
+#pragma omp simd reduction(+ : dot0, dot1, dot2, dot3)
+  for (int64_t t = 0; t < count; ++t) {
+    dot0 += row0[t] * grad[t];
+    if (kRows > 1) {
+      dot1 += row1[t] * grad[t];
+      dot2 += row2[t] * grad[t];
+      dot3 += row3[t] * grad[t];
+    }
+  }
+  sums[0] += dot0;
+  if (kRows > 1) {
+    sums[1] += dot1;
+    sums[2] += dot2;
+    sums[3] += dot3;
+  }
+}
+
 // Adds the gradients that reach the windows and the map from those of the columns, `grad` [K * channels, stride]: a cell
 // of a window gets the sum over positions of the column's gradient times the pixel under it, `sums` [channels, K, cells];
-// a pixel gets its weight times the column's gradient. Either may be null. `scratch` holds a row of the tile and kLanes
-// values more, and `partial` a vector for each cell.
+// a pixel gets its weight times the column's gradient. Either may be null. `scratch` holds a row of the tile, with
+// window_w zeros in front of it, and room for window_w + kBlock behind.
 template <typename T>
 DK_SIMD_CLONES void backward_columns(
     const Stencils<T>& stencils,
@@ -238,61 +256,57 @@ DK_SIMD_CLONES void backward_columns(
     const T* grad,
     int64_t stride,
     T* scratch,
-    T* partial,
     T* sums,
     T* grad_planes) {
-  using Vector = typename VectorOf<T>::Type;
   const KernelEvolutionConv2dSizes& s = stencils.s;
   const int64_t cells = s.cells(), row_size = stencils.row_size();
+  T* row = scratch + s.window_w;
+  std::vector<Point<T>> shifted(s.window_w);
   for (int64_t c = begin; c < end; ++c) {
     const int64_t plane = (c - begin) * stencils.plane_size();
     for (int64_t k = 0; k < s.locations; ++k, grad += stride) {
       const int64_t i = c * s.locations + k;
       const int64_t* ends = stencils.row_ends.data() + i * (s.window_h + 1);
       const int64_t* columns = stencils.column.data() + i * s.window_w;
-      std::fill_n(partial, cells * kLanes<T>, T(0));
+      const Point<T>* points = stencils.points.data() + i * cells;
       for (const Run& run : runs) {
         int64_t low, high;
         stencils.rows_on_map(i, run, low, high);
-        const int64_t whole = (run.count + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-        std::copy_n(grad + run.at, run.count, scratch);
-        std::fill(scratch + run.count, scratch + whole, T(0));
+        std::copy_n(grad + run.at, run.count, row);
+        std::fill_n(row + run.count, s.window_w + kBlock, T(0));
         const int64_t base = plane + stencils.base(i, run);
-        if (sums) {
-          for (int64_t y = low; y < high; ++y) {
-            for (int64_t x = 0; x < s.window_w; ++x) {
-              const T* from = planes + (base + y * row_size + columns[x]);
-              T* target = partial + (y * s.window_w + x) * kLanes<T>;
-              Vector sum;
-              std::memcpy(&sum, target, kVectorBytes);
-              for (int64_t t = 0; t < whole; t += kLanes<T>) {
-                Vector value, slope;
-                std::memcpy(&value, from + t, kVectorBytes);
-                std::memcpy(&slope, scratch + t, kVectorBytes);
-                sum += value * slope;
-              }
-              std::memcpy(target, &sum, kVectorBytes);
-            }
+        for (int64_t y = low; sums && y < high; ++y) {
+          T* target = sums + (i - begin * s.locations) * cells + y * s.window_w;
+          const T* from = planes + (base + y * row_size);
+          int64_t x = 0;
+          for (; x + 4 <= s.window_w; x += 4) {
+            add_dots<T, 4>(from, columns + x, row, run.count, target + x);
+          }
+          for (; x < s.window_w; ++x) {
+            add_dots<T, 1>(from, columns + x, row, run.count, target + x);
           }
         }
-        if (grad_planes) {
-          const Point<T>* points = stencils.points.data() + i * cells;
+        if (!grad_planes) {
+          continue;
+        }
+        if (s.stride_w > 1) {  // neighbouring columns lie in different rows of a plane
           for (int64_t p = ends[low]; p < ends[high]; ++p) {
-            T* target = grad_planes + (base + points[p].shift);
-            for (int64_t t = 0; t < whole; t += kLanes<T>) {
-              Vector value, slope;
-              std::memcpy(&value, target + t, kVectorBytes);
-              std::memcpy(&slope, scratch + t, kVectorBytes);
-              value += points[p].weight * slope;
-              std::memcpy(target + t, &value, kVectorBytes);
-            }
+            const Point<T> point{points[p].weight, 0};
+            add_points<T>(row, &point, 1, run.count, true, grad_planes + (base + points[p].shift));
           }
+          continue;
         }
-      }
-      if (sums) {
-        for (int64_t cell = 0; cell < cells; ++cell) {
-          sums[(i - begin * s.locations) * cells + cell] +=
-              std::accumulate(partial + cell * kLanes<T>, partial + (cell + 1) * kLanes<T>, T(0));
+        for (int64_t y = low; y < high; ++y) {  // what the pixels of a row get, all columns at once
+          const Point<T>* first = points + ends[y];
+          const int64_t number = ends[y + 1] - ends[y];
+          if (number > 0) {
+            for (int64_t p = 0; p < number; ++p) {
+              shifted[p] = {first[p].weight, first[0].shift - first[p].shift};
+            }
+            const int64_t reach = first[number - 1].shift - first[0].shift;
+            add_points<T>(
+                row, shifted.data(), number, run.count + reach, true, grad_planes + (base + first[0].shift));
+          }
         }
       }
     }
@@ -398,8 +412,8 @@ at::Tensor forward(
   const std::vector<Panel> blocks = channel_blocks(s, std::max<int64_t>(1, 512 / locations));
   const int64_t tiles = (positions + kPanel - 1) / kPanel;
   at::parallel_for(0, s.batch * tiles, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> columns(blocks.front().width * locations * kPanel + kLanes<T>);
-    std::vector<T> score(attention ? locations * kPanel + kLanes<T> : 0), result(s.out_channels * kPanel);
+    std::vector<T> columns(blocks.front().width * locations * kPanel + kBlock);
+    std::vector<T> score(attention ? locations * kPanel : 0), result(s.out_channels * kPanel);
     std::vector<T> last(channels_last ? s.out_channels * kPanel : 0);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles, first = unit % tiles * kPanel, count = std::min(kPanel, positions - first);
@@ -461,9 +475,8 @@ struct BackwardUnit {
     const int64_t g = block.first / s.group_in(), shift = block.first * locations * s.group_out();
     const bool needs_grad = grad_input || grad_window || grad_attention, needs_values = grad_attention || grad_filter;
     std::vector<T> planes(block.width * plane), grad_planes(grad_input ? block.width * plane : 0);
-    std::vector<T> grad(needs_grad ? rows * kTile : 0), values(needs_values ? rows * kTile + kLanes<T> : 0);
-    std::vector<T> score(attention ? locations * kTile + kLanes<T> : 0), scratch(kTile + kLanes<T>);
-    std::vector<T> partial(s.cells() * kLanes<T>);
+    std::vector<T> grad(needs_grad ? rows * kTile : 0), values(needs_values ? rows * kTile + kBlock : 0);
+    std::vector<T> score(attention ? locations * kTile : 0), scratch(kTile + 2 * s.window_w + kBlock);
     for (int64_t n = 0; n < s.batch; ++n) {
       for (int64_t c = 0; c < block.width; ++c) {
         stencils.template pad<false>(
@@ -506,8 +519,7 @@ struct BackwardUnit {
         }
         if (grad_window || grad_input) {
           backward_columns(
-              stencils, planes.data(), block.first, block.end(), runs, grad.data(), kTile, scratch.data(),
-              partial.data(), grad_window ? grad_window + block.first * locations * s.cells() : nullptr,
+              stencils, planes.data(), block.first, block.end(), runs, grad.data(), kTile, scratch.data(), grad_window ? grad_window + block.first * locations * s.cells() : nullptr,
               grad_input ? grad_planes.data() : nullptr);
         }
       }
