@@ -17,14 +17,17 @@ KERNEL, PADDING, SEED, RADIUS, ALPHA = 3, 1, 0, 2.0, 2.0
 REACH = 4  # of the larger filter, in pixels: locations farther than 2 from the middle are drawn again
 DESCRIPTION = (
     f"{KERNEL * KERNEL} locations a channel, standard normal within {REACH - int(RADIUS)} pixels, radius {RADIUS:g}, "
-    f"alpha {ALPHA:g}; stride 1, output size of a {KERNEL}x{KERNEL} kernel with padding {PADDING}, no bias; the last size "
-    f"is depthwise. `larger filter` computes its filter of {2 * REACH + 1}x{2 * REACH + 1} cells from the locations and "
-    "calls conv2d. `deform_conv2d` (v1) moves its taps by constant offsets, as ActiveConv does."
+    f"alpha {ALPHA:g}; stride 1, output size of a {KERNEL}x{KERNEL} kernel with padding {PADDING}, no bias; the last "
+    f"size is depthwise. `larger filter` computes its filter of {2 * REACH + 1}x{2 * REACH + 1} cells from the "
+    "locations and calls conv2d. `deform_conv2d` (v1) moves its taps by constant offsets, as ActiveConv does."
 )
 
 
 class Case(NamedTuple):
-    """One size: input [N, C, H, W], location [C, 9, 2], attention [N, 9, H, W], offset [N, 18, H, W], weight [C, C/g, 9]."""
+    """One size: input [N, C, H, W], location [C, 9, 2], attention [N, 9, H, W], offset [N, 18, H, W].
+
+    The weight is [C, C / groups, 9].
+    """
 
     input: Tensor
     location: Tensor

@@ -1,7 +1,7 @@
 """Fig. 2 of Differentiable Kernel Evolution, drawn from our operators: python docs/search_path.py [FILE.png].
 
-One pixel of a map is 1, all others are 0, and gradient ascent moves a location of one tap to make its output larger. The
-optimum is the pixel. The location is interpolated by the Gaussian of `kernel_evolution_conv2d` or bilinearly, by
+One pixel of a map is 1, all others are 0, and gradient ascent moves the location of one tap to make its output larger.
+The optimum is the pixel. The location is interpolated by the Gaussian of `kernel_evolution_conv2d` or bilinearly, by
 `deform_conv2d`; both start alike and move at the same rate.
 """
 
@@ -44,7 +44,7 @@ def search(interpolation: str, start: tuple[float, float] = START, rate: float =
 
 
 def steps_to(path: Tensor, near: float = NEAR) -> int | None:
-    """The first step from which on a path stays within `near` pixels of the optimum; None if it leaves again at the end.
+    """The first step from which on a path stays within `near` pixels of the optimum; None if there is none.
 
     That it stays has to show in 20 steps at least.
     """
@@ -72,8 +72,8 @@ def main(target: str) -> None:
         path = search(name)
         late = path[-20:].norm(dim=1).max()
         print(
-            f"{name}: within {NEAR} pixels for good from step {steps_to(path)}; up to {detour(path):.3f} pixels off the "
-            f"straight way; in the last 20 of {STEPS} steps up to {late:.3f} pixels away"
+            f"{name}: within {NEAR} pixels for good from step {steps_to(path)}; up to {detour(path):.3f} pixels off "
+            f"the straight way; in the last 20 of {STEPS} steps up to {late:.3f} pixels away"
         )
         way.plot(path[:, 1], path[:, 0], ".-", color=color, label=name, markersize=4, linewidth=0.8)
         distance.plot(path.norm(dim=1), color=color, label=name)

@@ -28,7 +28,7 @@ class KernelEvolutionConv2d(WithTapOffset, nn.Conv2d):
             score, a factor on what each location reads.
 
     A location between pixels reads a Gaussian mean of the pixels around it, and on a pixel too; so the layer smooths,
-    on the grid as well. A rigid weight is on its way in exchanged for the one whose smoothed kernel comes closest to it:
+    on the grid as well. A rigid weight is on its way in exchanged for the one whose smoothed kernel comes closest, by
     `lift_weight`. How close that is depends on `alpha`: docs/kernel_evolution.md. Rigid checkpoints load that way, with
     `strict=True` too.
 

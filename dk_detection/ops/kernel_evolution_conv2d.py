@@ -34,8 +34,8 @@ def kernel_evolution_conv2d(
 
     Eq. 16, 10 and 14 of Differentiable Kernel Evolution; without `attention` Eq. 9. The sums run over whole pixels s;
     those off the map count as zero, and C makes the weights of a location, on the map or off it, add up to one. The
-    gradient of a location is the paper's rule, :math:`\partial G / \partial y = 2 \alpha G \cdot (s - y)` (Eq. 15): C is
-    taken as constant, so each pixel pulls straight towards itself or pushes straight away. Where the pixels around a
+    gradient of a location is the paper's rule, :math:`\partial G / \partial y = 2 \alpha G \cdot (s - y)` (Eq. 15): C
+    is taken as constant, so each pixel pulls straight towards itself or pushes straight away. Where the pixels around a
     location lie symmetrically this is the derivative of the output, elsewhere not quite.
 
     Args:
@@ -55,7 +55,7 @@ def kernel_evolution_conv2d(
             Any floating-point type.
         radius: pixels farther from a location do not count, r; at least the square root of a half, so that there is
             always one.
-        alpha: how fast the weights fall with the distance in pixels, positive. A very large one leaves the nearest pixel.
+        alpha: how fast the weights fall with the distance in pixels, positive. A very large one leaves the nearest.
 
     Returns:
         `[N, out_channels, outH, outW]` of input's dtype. Under autocast input, weight and bias are cast as for

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.nn.functional import pad
 
 from dk_detection.reference.deform_conv2d import _pair
 
@@ -34,7 +35,7 @@ def kernel_evolution_conv2d(
         return output[0]
     (stride_h, stride_w), (pad_h, pad_w), dilation = _pair(stride), _pair(padding), _pair(dilation)
     kernel_size = _pair(kernel_size)
-    batch, channels, height, width = input.shape
+    channels, height, width = input.shape[1:]
     out_channels, group_in, locations = weight.shape
     span_h, span_w = (d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True))
     out_h, out_w = (height + 2 * pad_h - span_h) // stride_h + 1, (width + 2 * pad_w - span_w) // stride_w + 1
@@ -43,8 +44,8 @@ def kernel_evolution_conv2d(
 
     output = 0
     for c in range(channels):
-        group = slice(c // group_in * out_channels * group_in // channels, None)
-        group = slice(group.start, group.start + out_channels * group_in // channels)
+        group_out = out_channels * group_in // channels
+        first = c // group_in * group_out
         for k in range(locations):
             y, x = (
                 location[c, k, axis].to(torch.promote_types(location.dtype, torch.float32)) * dilation[axis]
@@ -59,14 +60,9 @@ def kernel_evolution_conv2d(
                 read = read + weight_of_pixel * torch.where(on_map, values, 0)  # Eq. 10
             if attention is not None:
                 read = read * attention[:, k]
-            term = weight[group, c % group_in, k].view(-1, 1, 1) * read[:, None]
-            output = output + _into_group(term, group, out_channels)
+            term = weight[first : first + group_out, c % group_in, k].view(-1, 1, 1) * read[:, None]
+            output = output + pad(term, (0, 0, 0, 0, first, out_channels - first - group_out))  # zeros elsewhere
     return output if bias is None else output + bias.view(-1, 1, 1)
-
-
-def _into_group(term, group, out_channels):
-    """[N, O / groups, outH, outW] among zeros, [N, O, outH, outW]."""
-    return torch.nn.functional.pad(term, (0, 0, 0, 0, group.start, out_channels - group.stop))
 
 
 def _gaussian(y, x, radius, alpha):

@@ -229,11 +229,10 @@ def shapes_figure(taps: dict[str, dict[str, np.ndarray]]) -> Figure:
             for axis, shown in ((above, places.mean(0, keepdims=True)), (below, sampled)):
                 axis.axhline(0, color="#d5dce4", linewidth=0.6)
                 axis.axvline(0, color="#d5dce4", linewidth=0.6)
+                size = 14 if len(shown) == 1 else 4
                 for tap in range(places.shape[1]):
                     rows, xs = shown[:, tap].T
-                    axis.scatter(
-                        xs, rows, s=14 if len(shown) == 1 else 4, color=_PALETTE[tap % len(_PALETTE)], linewidths=0
-                    )
+                    axis.scatter(xs, rows, s=size, color=_PALETTE[tap % len(_PALETTE)], linewidths=0)
                 axis.set_xlim(-reach, reach)
                 axis.set_ylim(reach, -reach)
                 axis.set_aspect("equal")

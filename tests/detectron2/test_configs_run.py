@@ -109,9 +109,8 @@ def test_config(path):
     branches = {p for m in model.modules() if isinstance(m, ZeroConv2d) for p in m.parameters()}
     for key, parameter in learning.items():
         parts = [part for part in factors if part in key]
-        assert parts or parameter not in branches or re.search("routing|attention", key), (
-            f"no learning-rate factor for {key}"
-        )
+        full_rate = parameter not in branches or re.search("routing|attention", key)
+        assert parts or full_rate, f"no learning-rate factor for {key}"
         assert rates[parameter] == pytest.approx(factors[max(parts, key=len)] if parts else 1), key
 
     model.train()
