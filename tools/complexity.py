@@ -6,11 +6,7 @@ import ast
 import re
 import sys
 
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line; the usage is longer than a screen."""
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+from command_line import Parser, run
 
 
 def layer(text: str) -> dict:
@@ -86,51 +82,38 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     args = parse_args(argv)
-    try:
-        from dk_detection.config_files import DETECTRON2, framework_of
-        from dk_detection.errors import UserError
-    except ImportError as error:
-        return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
+    from dk_detection.config_files import DETECTRON2, framework_of
+    from dk_detection.errors import UserError
+
     detection = dict(shape=tuple(args.shape or (800, 1200)), rois=args.rois or 1000)
     try:
-        try:
-            if args.config and framework_of(args.config) == DETECTRON2:
-                from dk_detection.detectron2 import complexity
-            elif args.config or args.table == "dcnv2":
-                from dk_detection.mmdet import complexity
-            elif args.backbone:
-                from dk_detection.complexity.backbones import count_backbone
-            if args.table:
-                import paper_tables
-            from dk_detection.complexity.counting import format_parts
-        except ImportError as error:
-            return fail(error)
-        if args.config:
-            text = format_parts(complexity.count_config(args.config, **detection))
-        elif args.table == "dcnv2":
-            text = paper_tables.dcnv2_table(complexity.count_config, **detection, progress=show)
-        elif args.table:
-            text = {"dk": paper_tables.dk_table, "dke": paper_tables.dke_table}[args.table](progress=show)
-        else:
-            text = format_parts(count_backbone(args.backbone, tuple(args.shape or (224, 224)), args.exchange))
-        print(text)
-    except UserError as error:
-        return fail(error)
-    except KeyboardInterrupt:
-        return fail("interrupted", code=130)
-    return 0
+        if args.config and framework_of(args.config) == DETECTRON2:
+            from dk_detection.detectron2 import complexity
+        elif args.config or args.table == "dcnv2":
+            from dk_detection.mmdet import complexity
+        elif args.backbone:
+            from dk_detection.complexity.backbones import count_backbone
+        if args.table:
+            import paper_tables
+        from dk_detection.complexity.counting import format_parts
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    if args.config:
+        text = format_parts(complexity.count_config(args.config, **detection))
+    elif args.table == "dcnv2":
+        text = paper_tables.dcnv2_table(complexity.count_config, **detection, progress=show)
+    elif args.table:
+        text = {"dk": paper_tables.dk_table, "dke": paper_tables.dke_table}[args.table](progress=show)
+    else:
+        text = format_parts(count_backbone(args.backbone, tuple(args.shape or (224, 224)), args.exchange))
+    print(text)
 
 
 def show(index: int, number: int, name: str) -> None:
     print(f"{index + 1}/{number} {name}", file=sys.stderr, flush=True)
 
 
-def fail(message, code: int = 1) -> int:
-    print(f"complexity.py: {message}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main, sys.argv[1:]))

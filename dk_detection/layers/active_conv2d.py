@@ -44,10 +44,7 @@ class ActiveConv2d(WithTapOffset, nn.Conv2d):
         return deform_conv2d(
             input,
             weight=self.weight,
-            bias=self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            **self._rigid_arguments,
             **self.sampling(input),
         )
 

@@ -132,10 +132,7 @@ class KernelEvolutionConv2d(WithTapOffset, nn.Conv2d):
         return kernel_evolution_conv2d(
             input,
             weight=self.weight.flatten(2),
-            bias=self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            **self._rigid_arguments,
             kernel_size=self.kernel_size,
             radius=self.radius,
             alpha=self.alpha,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from dk_detection.errors import UserError
-from dk_detection.mmdet.checkpoints import check_fits, read_checkpoint
-from dk_detection.mmdet.train import load_config
+from dk_detection.mmengine.checkpoints import check_fits, read_checkpoint
+from dk_detection.mmengine.options import load_config
 from dk_detection.visualization.detectors import Objects, Sample
 
 

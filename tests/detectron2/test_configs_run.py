@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 
 from dk_detection.config_files import DETECTRON2, framework_of
 from dk_detection.detectron2 import DkMimicRCNN, DkReduceLast, DkResNetDW, add_dk_config
-from dk_detection.detectron2.train import _Trainer
+from dk_detection.detectron2.train import Trainer
 from dk_detection.layers._base import ZeroConv2d
 from tests import stems
 from tests.detectron2.small import HEIGHT, WIDTH, batch
@@ -80,7 +80,7 @@ def read(path):
     }
     cfg.merge_from_list([value for item in small.items() for value in item])
     model = build_model(cfg)
-    optimizer = _Trainer.build_optimizer(cfg, model)
+    optimizer = Trainer.build_optimizer(cfg, model)
     return cfg, model, optimizer, dict(cfg.SOLVER.DK_LR_FACTORS), cfg.SOLVER.BASE_LR
 
 

@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dk_detection.config_files import framework_of
+from dk_detection.config_files import MMENGINE, framework_of
 from dk_detection.datasets import deformed_shapes
 from dk_detection.layers._scope import WithScope
 from tests import stems
@@ -37,7 +37,7 @@ def test_there_are_configs():
 def test_config_is_what_its_name_says(path):
     name = stems.parse(path.stem)
     assert str(name) == path.stem
-    assert framework_of(path) == "mmdet"
+    assert framework_of(path) == MMENGINE
     cfg = Config.fromfile(path)
     assert cfg.custom_imports.imports == ["dk_detection.mmdet"]
     rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name.roi == "dpool" else {})

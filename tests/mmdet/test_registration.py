@@ -116,7 +116,7 @@ def test_registered_where_mmdet_and_mmcv_look(row):
 
 def test_import_may_be_repeated():
     importlib.reload(dk_detection.mmdet)
-    importlib.reload(dk_detection.mmdet.networks)
+    importlib.reload(dk_detection.mmengine)
     assert "DkModulatedDeformConv2d" in MODELS
 
 

@@ -2,7 +2,6 @@
 
 import copy
 
-from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 
 from dk_detection.backbones import MobileNetV2, ResNetDW
@@ -19,11 +18,9 @@ class _WithInitCfg:
         self.init_cfg = copy.deepcopy(init_cfg)
 
 
-@MODELS.register_module(force=True)
 class DkResNetDW(_WithInitCfg, ResNetDW, BaseModule):
     """`dk_detection.backbones.ResNetDW`, and `init_cfg`."""
 
 
-@MODELS.register_module(force=True)
 class DkMobileNetV2(_WithInitCfg, MobileNetV2, BaseModule):
     """`dk_detection.backbones.MobileNetV2`, and `init_cfg`; "torchvision://mobilenet_v2" is a checkpoint that fits."""
