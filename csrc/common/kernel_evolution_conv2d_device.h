@@ -1,8 +1,8 @@
 // kernel_evolution_conv2d for devices: bodies of the kernels, and the order they run in, written over a launcher
 // (launch.h).
 //
-// Where a channel is read is the same at all output positions, so the lanes of a warp take neighbouring positions of one
-// location: they read neighbouring pixels of a contiguous map, with weights that they share. Columns are made for a
+// Where a channel is read is the same at all output positions, so the lanes of a warp take neighbouring positions of
+// one location: they read neighbouring pixels of a contiguous map, with weights that they share. Columns are made for a
 // chunk of output positions at a time and handed to a matrix product; their buffer is bounded whatever the sizes. The
 // gradients of windows and map are gathered: no atomics.
 #pragma once
@@ -101,7 +101,7 @@ struct SampleWindows {
   }
 };
 
-// Gradient of the windows: some neighbouring cells of a row belong to one warp, which adds up the positions of the chunk.
+// Gradient of the windows: some neighbouring cells of a row belong to one warp, which adds up the chunk's positions.
 template <typename T, typename A>
 struct WindowGradient {
   static constexpr int kCells = 5;  // a row of the window of radius 2
@@ -145,8 +145,8 @@ struct WindowGradient {
   }
 };
 
-// Gradient of the map: each pixel gathers from the windows that cover it at positions of the chunk. A work item is a row
-// of a channel, and its number counts from image `image` on.
+// Gradient of the map: each pixel gathers from the windows that cover it at positions of the chunk. A work item is a
+// row of a channel, and its number counts from image `image` on.
 template <typename T, typename A>
 struct GatherMapGradient {
   KernelEvolutionConv2dDevice<T, A> p;
@@ -210,8 +210,8 @@ class KernelEvolutionConv2dPipeline {
         scores(attention ? by_location(*attention) : at::Tensor()),
         filter(weight.reshape({s.groups, s.group_out(), rows()})) {
     TORCH_CHECK_VALUE(
-        s.positions() <= std::numeric_limits<int32_t>::max(),
-        "kernel_evolution_conv2d: an output of ", s.out_h, "x", s.out_w, " is too large for a device");
+        s.positions() <= std::numeric_limits<int32_t>::max(), "kernel_evolution_conv2d: an output of ", s.out_h, "x",
+        s.out_w, " is too large for a device");
   }
 
   at::Tensor forward(const std::optional<at::Tensor>& bias) const {
@@ -281,8 +281,7 @@ class KernelEvolutionConv2dPipeline {
       std::get<1>(result) = grad_cells;
     }
     if (wanted[2]) {
-      std::get<2>(result) =
-          grad_scores.view({s.locations, s.batch, s.out_h, s.out_w}).transpose(0, 1).contiguous();
+      std::get<2>(result) = grad_scores.view({s.locations, s.batch, s.out_h, s.out_w}).transpose(0, 1).contiguous();
     }
     if (wanted[3]) {
       std::get<3>(result) = grad_filter.view({s.out_channels, s.group_in(), s.locations}).to(x.scalar_type());
@@ -306,12 +305,8 @@ class KernelEvolutionConv2dPipeline {
 
   KernelEvolutionConv2dDevice<T, A> device(int64_t first) const {
     return {
-        s,
-        x.template const_data_ptr<T>(),
-        from.template const_data_ptr<A>(),
-        cells.template const_data_ptr<A>(),
-        first,
-        std::min(chunk(), total() - first)};
+        s,     x.template const_data_ptr<T>(),    from.template const_data_ptr<A>(), cells.template const_data_ptr<A>(),
+        first, std::min(chunk(), total() - first)};
   }
 
   // [K, N * P]
@@ -357,9 +352,11 @@ at::Tensor kernel_evolution_conv2d_device(
     at::IntArrayRef dilation) {
   const auto s = check_kernel_evolution_conv2d(
       input, origin, window, attention, weight, bias, kernel_size, stride, padding, dilation);
+  const DeviceScope<Launcher> scope(input.device());
   at::Tensor output;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "kernel_evolution_conv2d", [&] {
-    output = KernelEvolutionConv2dPipeline<Launcher, scalar_t>(s, input, origin, window, attention, weight).forward(bias);
+    output =
+        KernelEvolutionConv2dPipeline<Launcher, scalar_t>(s, input, origin, window, attention, weight).forward(bias);
   });
   return output.contiguous(input.suggest_memory_format());
 }
@@ -380,6 +377,7 @@ KernelEvolutionConv2dGradients kernel_evolution_conv2d_backward_device(
   const auto s = check_kernel_evolution_conv2d(
       input, origin, window, attention, weight, std::nullopt, kernel_size, stride, padding, dilation);
   check_kernel_evolution_conv2d_grad(grad_output, input, attention, s, output_mask);
+  const DeviceScope<Launcher> scope(input.device());
   KernelEvolutionConv2dGradients result;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, input.scalar_type(), "kernel_evolution_conv2d_backward", [&] {

@@ -4,8 +4,8 @@
 // channel is read is the same at all output positions, so along a row of them a window is a handful of shifted rows of
 // the map, each times a constant, and positions are the axis of vectors. Rows of the map are padded with zeros as
 // far as any location needs, and cut into one row for each remainder by the stride, so no read along a row is guarded
-// and none is strided. The sampled columns stay in cache and are multiplied at once by the weight. In the backward every
-// thread owns channels, so nothing is shared but the attention's gradient, a sum over threads in a fixed order.
+// and none is strided. The sampled columns stay in cache and are multiplied at once by the weight. In the backward
+// every thread owns channels, so nothing is shared but the attention's gradient, a sum over threads in a fixed order.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -54,7 +54,8 @@ std::vector<Run> runs_of(const KernelEvolutionConv2dSizes& s, int64_t first, int
   return runs;
 }
 
-// Where every location of every channel reads, in planes of rows that are padded and cut by the remainder of the stride.
+// Where every location of every channel reads, in planes of rows that are padded and cut by the remainder of the
+// stride.
 template <typename T>
 struct Stencils {
   KernelEvolutionConv2dSizes s;
@@ -72,8 +73,10 @@ struct Stencils {
     for (int64_t i = 0; i < number; ++i) {
       const T y = origin[2 * i], x = origin[2 * i + 1];
       TORCH_CHECK_VALUE(
-          std::isfinite(y) && std::isfinite(x), "kernel_evolution_conv2d: location must be finite, but that of input "
-          "channel ", i / s.locations, ", number ", i % s.locations, ", is not");
+          std::isfinite(y) && std::isfinite(x),
+          "kernel_evolution_conv2d: location must be finite, but that of input "
+          "channel ",
+          i / s.locations, ", number ", i % s.locations, ", is not");
       first_row[i] = first_pixel(y, s.padding_h, s.out_h, s.stride_h, s.window_h, s.height);
       first_column[i] = first_pixel(x, s.padding_w, s.out_w, s.stride_w, s.window_w, s.width);
       lowest = std::min(lowest, first_column[i]);
@@ -145,37 +148,39 @@ struct Stencils {
   int64_t base(int64_t i, const Run& run) const { return (run.row + first_row[i]) * row_size() + run.start; }
 };
 
-// out[t] (+)= the sum over points of weight * from[shift + t]. Whole blocks of `out` are written, and some vectors of it
-// stay in registers while the points are added up.
-#define DK_ADD_VECTORS(NUMBER)                                                                                        \
-  {                                                                                                                   \
-    Vector sum[NUMBER] = {};                                                                                          \
-    for (int v = 0; add && v < NUMBER; ++v) {                                                                         \
-      sum[v] = *reinterpret_cast<const Vector*>(out + t + v * kLanes);                                                \
-    }                                                                                                                 \
-    for (int64_t i = 0; i < number; ++i) {                                                                            \
-      const T* row = from + t + points[i].shift;                                                                      \
-      _Pragma("GCC unroll 4") for (int v = 0; v < NUMBER; ++v) {                                                      \
-        sum[v] += points[i].weight * *reinterpret_cast<const Vector*>(row + v * kLanes);                              \
-      }                                                                                                               \
-    }                                                                                                                 \
-    for (int v = 0; v < NUMBER; ++v) {                                                                                \
-      *reinterpret_cast<Vector*>(out + t + v * kLanes) = sum[v];                                                      \
-    }                                                                                                                 \
-    t += NUMBER * kLanes;                                                                                             \
+// out[t] (+)= the sum over points of weight * from[shift + t]. Whole blocks of `out` are written, and some vectors of
+// it stay in registers while the points are added up.
+#define DK_ADD_VECTORS(NUMBER)                                                           \
+  {                                                                                      \
+    Vector sum[NUMBER] = {};                                                             \
+    for (int v = 0; add && v < NUMBER; ++v) {                                            \
+      sum[v] = *reinterpret_cast<const Vector*>(out + t + v * kLanes);                   \
+    }                                                                                    \
+    for (int64_t i = 0; i < number; ++i) {                                               \
+      const T* row = from + t + points[i].shift;                                         \
+      _Pragma("GCC unroll 4") for (int v = 0; v < NUMBER; ++v) {                         \
+        sum[v] += points[i].weight * *reinterpret_cast<const Vector*>(row + v * kLanes); \
+      }                                                                                  \
+    }                                                                                    \
+    for (int v = 0; v < NUMBER; ++v) {                                                   \
+      *reinterpret_cast<Vector*>(out + t + v * kLanes) = sum[v];                         \
+    }                                                                                    \
+    t += NUMBER * kLanes;                                                                \
   }
-#define DK_ADD_POINTS(NAME, ATTRIBUTES, BYTES)                                                                        \
-  template <typename T>                                                                                               \
-  ATTRIBUTES void NAME(                                                                                               \
-      const T* from, const Point<T>* points, int64_t number, int64_t count, bool add, T* out) {                       \
-    typedef T Vector __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));                             \
-    constexpr int64_t kLanes = BYTES / sizeof(T);                                                                     \
-    static_assert(kLanes <= kBlock);                                                                                  \
-    for (int64_t t = 0; t < count;) {                                                                                 \
-      if (count - t > 3 * kLanes) DK_ADD_VECTORS(4)                                                                   \
-      else if (count - t > kLanes) DK_ADD_VECTORS(2)                                                                  \
-      else DK_ADD_VECTORS(1)                                                                                          \
-    }                                                                                                                 \
+#define DK_ADD_POINTS(NAME, ATTRIBUTES, BYTES)                                                                   \
+  template <typename T>                                                                                          \
+  ATTRIBUTES void NAME(const T* from, const Point<T>* points, int64_t number, int64_t count, bool add, T* out) { \
+    typedef T Vector __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));                        \
+    constexpr int64_t kLanes = BYTES / sizeof(T);                                                                \
+    static_assert(kLanes <= kBlock);                                                                             \
+    for (int64_t t = 0; t < count;) {                                                                            \
+      if (count - t > 3 * kLanes)                                                                                \
+        DK_ADD_VECTORS(4)                                                                                        \
+      else if (count - t > kLanes)                                                                               \
+        DK_ADD_VECTORS(2)                                                                                        \
+      else                                                                                                       \
+        DK_ADD_VECTORS(1)                                                                                        \
+    }                                                                                                            \
   }
 DK_FOR_EACH_VECTOR(DK_ADD_POINTS, add_points)
 
@@ -242,10 +247,10 @@ inline __attribute__((always_inline)) void add_dots(
   }
 }
 
-// Adds the gradients that reach the windows and the map from those of the columns, `grad` [K * channels, stride]: a cell
-// of a window gets the sum over positions of the column's gradient times the pixel under it, `sums` [channels, K, cells];
-// a pixel gets its weight times the column's gradient. Either may be null. `scratch` holds a row of the tile, with
-// window_w zeros in front of it, and room for window_w + kBlock behind.
+// Adds the gradients that reach the windows and the map from those of the columns, `grad` [K * channels, stride]: a
+// cell of a window gets the sum over positions of the column's gradient times the pixel under it, `sums` [channels, K,
+// cells]; a pixel gets its weight times the column's gradient. Either may be null. `scratch` holds a row of the tile,
+// with window_w zeros in front of it, and room for window_w + kBlock behind.
 template <typename T>
 DK_SIMD_CLONES void backward_columns(
     const Stencils<T>& stencils,
@@ -304,8 +309,7 @@ DK_SIMD_CLONES void backward_columns(
               shifted[p] = {first[p].weight, first[0].shift - first[p].shift};
             }
             const int64_t reach = first[number - 1].shift - first[0].shift;
-            add_points<T>(
-                row, shifted.data(), number, run.count + reach, true, grad_planes + (base + first[0].shift));
+            add_points<T>(row, shifted.data(), number, run.count + reach, true, grad_planes + (base + first[0].shift));
           }
         }
       }
@@ -479,8 +483,7 @@ struct BackwardUnit {
     std::vector<T> score(attention ? locations * kTile : 0), scratch(kTile + 2 * s.window_w + kBlock);
     for (int64_t n = 0; n < s.batch; ++n) {
       for (int64_t c = 0; c < block.width; ++c) {
-        stencils.template pad<false>(
-            input + (n * s.in_channels + block.first + c) * map, planes.data() + c * plane);
+        stencils.template pad<false>(input + (n * s.in_channels + block.first + c) * map, planes.data() + c * plane);
       }
       std::fill(grad_planes.begin(), grad_planes.end(), T(0));
       for (int64_t first = 0; first < positions; first += kTile) {
@@ -494,8 +497,7 @@ struct BackwardUnit {
           column_gradient(n, g, first, count, rows, filter + shift, grad.data());
         }
         if (needs_values) {
-          sample_columns<T>(
-              stencils, planes.data(), block.first, block.end(), runs, nullptr, kTile, values.data());
+          sample_columns<T>(stencils, planes.data(), block.first, block.end(), runs, nullptr, kTile, values.data());
         }
         if (grad_attention) {
           for (int64_t j = 0; j < rows; ++j) {
@@ -519,7 +521,8 @@ struct BackwardUnit {
         }
         if (grad_window || grad_input) {
           backward_columns(
-              stencils, planes.data(), block.first, block.end(), runs, grad.data(), kTile, scratch.data(), grad_window ? grad_window + block.first * locations * s.cells() : nullptr,
+              stencils, planes.data(), block.first, block.end(), runs, grad.data(), kTile, scratch.data(),
+              grad_window ? grad_window + block.first * locations * s.cells() : nullptr,
               grad_input ? grad_planes.data() : nullptr);
         }
       }
@@ -535,7 +538,8 @@ struct BackwardUnit {
     const KernelEvolutionConv2dSizes& s = stencils.s;
     const int64_t panels = (s.positions() + kPanel - 1) / kPanel;
     for (int64_t at = 0; at < count; at += kPanel) {
-      const T* part = grad_columns + ((n * panels + (first + at) / kPanel) * s.out_channels + g * s.group_out()) * kPanel;
+      const T* part =
+          grad_columns + ((n * panels + (first + at) / kPanel) * s.out_channels + g * s.group_out()) * kPanel;
       if (s.group_out() > 1) {
         gemm(rows, kPanel, s.group_out(), weights, s.group_out(), part, kPanel, grad + at, kTile, false);
         continue;
@@ -597,8 +601,7 @@ KernelEvolutionConv2dGradients backward(
       const int64_t first = unit % panels * kPanel, count = std::min(kPanel, positions - first);
       const T* image = grad.const_data_ptr<T>() + unit / panels * s.out_channels * positions + first;
       for (int64_t o = 0; o < s.out_channels; ++o) {
-        std::copy_n(
-            image + o * positions, count, columns.mutable_data_ptr<T>() + (unit * s.out_channels + o) * kPanel);
+        std::copy_n(image + o * positions, count, columns.mutable_data_ptr<T>() + (unit * s.out_channels + o) * kPanel);
       }
     }
   });

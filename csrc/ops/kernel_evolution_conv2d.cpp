@@ -27,13 +27,13 @@ KernelEvolutionConv2dSizes check_kernel_evolution_conv2d(
   TORCH_CHECK_VALUE(
       weight.dim() == 3 && weight.numel() > 0, kName,
       ": weight must be [out_channels, in_channels / groups, K] and not empty, got shape ", weight.sizes());
-  KernelEvolutionConv2dSizes s{check_convolution(
-      kName, input, weight, bias, {kernel_size[0], kernel_size[1]}, stride, padding, dilation)};
+  KernelEvolutionConv2dSizes s{
+      check_convolution(kName, input, weight, bias, {kernel_size[0], kernel_size[1]}, stride, padding, dilation)};
   s.locations = weight.size(2);
   TORCH_CHECK_VALUE(
-      window.dim() == 4 && window.size(0) == s.in_channels && window.size(1) == s.locations && window.numel() > 0, kName,
-      ": window has shape ", window.sizes(), ", expected [in_channels, K, rows, columns] with in_channels=",
-      s.in_channels, ", K=", s.locations);
+      window.dim() == 4 && window.size(0) == s.in_channels && window.size(1) == s.locations && window.numel() > 0,
+      kName, ": window has shape ", window.sizes(),
+      ", expected [in_channels, K, rows, columns] with in_channels=", s.in_channels, ", K=", s.locations);
   s.window_h = window.size(2), s.window_w = window.size(3);
   TORCH_CHECK_VALUE(
       origin.dim() == 3 && origin.size(0) == s.in_channels && origin.size(1) == s.locations && origin.size(2) == 2,

@@ -39,11 +39,11 @@ void check_kernel_evolution_conv2d_grad(
 // Gradients of input, window, attention, weight and bias, in this order; those not asked for are empty tensors.
 using KernelEvolutionConv2dGradients = DeformConv2dGradients;
 
-// The pixel that the first cell of a window lies on at output position 0, along one axis, kept where it is all the same:
-// just off the map, on either side, at every output position. What is not finite stays on the map.
+// The pixel that the first cell of a window lies on at output position 0, along one axis, kept where it is all the
+// same: just off the map, on either side, at every output position. What is not finite stays on the map.
 template <typename T>
-DK_HOST_DEVICE int64_t first_pixel(
-    T origin, int64_t padding, int64_t out_size, int64_t stride, int64_t window, int64_t size) {
+DK_HOST_DEVICE int64_t
+first_pixel(T origin, int64_t padding, int64_t out_size, int64_t stride, int64_t window, int64_t size) {
   const int64_t low = -(out_size - 1) * stride - window, high = size;
   const T pixel = origin - static_cast<T>(padding);
   if (!(pixel - pixel == T(0))) {

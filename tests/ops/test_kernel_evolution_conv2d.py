@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import kernel_evolution_conv2d
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, host_run
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, backend, gradcheck
 
 
 def grid(kernel, channels=1):
@@ -62,7 +62,7 @@ class TestKernelEvolutionConv2d(ConvolutionSuite):
         tensors["location"] = (2 * tensors["location"].detach()).round().div(2).requires_grad_()
         options = case.options | {"radius": 1.9}
         names = list(tensors)
-        assert torch.autograd.gradcheck(
+        assert gradcheck(
             lambda *values: self.function(**dict(zip(names, values, strict=True)), **options),
             tuple(tensors.values()),
             fast_mode=True,
@@ -76,11 +76,8 @@ class TestKernelEvolutionConv2d(ConvolutionSuite):
 
 @pytest.fixture(params=BACKENDS)
 def device(request):
-    if request.param != "host_run":
-        yield request.param
-        return
-    with host_run("kernel_evolution_conv2d"):
-        yield "cpu"
+    with backend(request.param, "kernel_evolution_conv2d") as device:
+        yield device
 
 
 def on(device, case, dtype=torch.float64, requires_grad=True):
@@ -251,7 +248,7 @@ def test_locations_have_to_be_finite(value):
     location[2, 1, 0] = value
     with pytest.raises(ValueError, match="location must be finite, but that of input channel 2, number 1, is not"):
         kernel_evolution_conv2d(**case.tensors | {"location": location}, **case.options)
-    with host_run("kernel_evolution_conv2d"):  # a device is not waited for; it says so in the output
+    with backend("host_run", "kernel_evolution_conv2d"):  # a device is not waited for; it says so in the output
         output = kernel_evolution_conv2d(**case.tensors | {"location": location}, **case.options)
     assert output.isnan().any()
 
