@@ -53,7 +53,7 @@ test-cuda: setup  ## run the tests that need a GPU
 	@$(BIN)/python -c "$$CHECK_CUDA"
 	$(BIN)/python -m pytest -m cuda $(ARGS)
 
-bench: setup  ## time an operator beside its peers: OP=deform_conv2d, deform_roi_pool or deform_kernel_conv2d
+bench: setup  ## time an operator beside its peers: OP=deform_conv2d, deform_kernel_conv2d, deform_roi_pool, kernel_evolution_conv2d
 	$(BIN)/python benchmarks/bench_$(OP).py $(ARGS)
 
 lint: setup  ## check the style: Python with ruff, C++ and CUDA with clang-format

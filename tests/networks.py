@@ -18,6 +18,10 @@ MOBILENET_V2 = {
 }
 
 
+# Options with which a layer at rest is exactly the rigid one, where it is not so by itself: kernels that do not smooth.
+EXACT = {"dke": {"alpha": 100.0}}
+
+
 def exchange_in(places: dict, layers: dict) -> list[dict]:
     """An `exchange` of what stands in places of a network: {"3x3": "dk"} or {"3x3": dict(layer="dk", scope_size=5)}."""
     return [

@@ -32,7 +32,7 @@ def positive(text: str) -> int:
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="complexity.py",
-        usage="%(prog)s (--config CONFIG | --backbone NAME | --table {dk,dcnv2}) [options]",
+        usage="%(prog)s (--config CONFIG | --backbone NAME | --table {dk,dke,dcnv2}) [options]",
         description="Count parameters and FLOPs (multiply-adds) of one image. docs/complexity.md has the rules.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -42,8 +42,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     what.add_argument(
         "--table",
-        choices=("dk", "dcnv2"),
-        help="the paper's figures beside ours: Tables 1 and 2 of Deformable Kernels, Table 1 of Deformable ConvNets v2",
+        choices=("dk", "dke", "dcnv2"),
+        help="the paper's figures beside ours: Tables 1 and 2 of Deformable Kernels, Table 1 of Differentiable Kernel "
+        "Evolution, Table 1 of Deformable ConvNets v2",
     )
     parser.add_argument(
         "--shape",
@@ -70,7 +71,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     mode = next(name for name in ("config", "backbone", "table") if getattr(args, name))
     mode = f"table {args.table}" if mode == "table" else mode
-    takes = {"config": {"shape", "rois"}, "table dcnv2": {"shape", "rois"}, "table dk": set()}
+    takes = {"config": {"shape", "rois"}, "table dcnv2": {"shape", "rois"}, "table dk": set(), "table dke": set()}
     for name in ("shape", "rois", "exchange"):
         if getattr(args, name) and name not in takes.get(mode, {"shape", "exchange"}):
             parser.error(f"--{name} does not go with --{mode}")
@@ -103,8 +104,8 @@ def main(argv: list[str]) -> None:
         text = format_parts(complexity.count_config(args.config, **detection))
     elif args.table == "dcnv2":
         text = paper_tables.dcnv2_table(complexity.count_config, **detection, progress=show)
-    elif args.table == "dk":
-        text = paper_tables.dk_table(progress=show)
+    elif args.table:
+        text = {"dk": paper_tables.dk_table, "dke": paper_tables.dke_table}[args.table](progress=show)
     else:
         text = format_parts(count_backbone(args.backbone, tuple(args.shape or (224, 224)), args.exchange))
     print(text)

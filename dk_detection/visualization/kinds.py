@@ -19,7 +19,7 @@ from dk_detection.visualization.dynamics import (
     object_dynamics,
     size_deciles,
 )
-from dk_detection.visualization.locations import bin_locations, kernel_locations, sampling_locations
+from dk_detection.visualization.locations import bin_locations, kernel_locations, learned_taps, sampling_locations
 from dk_detection.visualization.paths import (
     Call,
     check_point,
@@ -32,6 +32,7 @@ from dk_detection.visualization.paths import (
 )
 from dk_detection.visualization.support import effective_receptive_field, node_response, saliency_region
 
+_MOST_SHAPES = 6  # layers beside one another in a picture of kernel shapes
 _SMALLEST_CROP = 32  # pixels; less, and deep networks have nothing left of it
 _MOST_STEPS = 2000  # of the search for a saliency region
 
@@ -236,6 +237,31 @@ def kernel(detectors: dict[str, Detector], options: Options):
     return pictures.kernel_figure(positions, scopes), numbers
 
 
+def shapes(detectors: dict[str, Detector], options: Options):
+    """The kernel shapes that layers have learned once for all positions: Figures 5 and 6 of Kernel Evolution (2019)."""
+    taps, numbers = {}, {}
+    for title, detector in detectors.items():
+        if options.layer is not None:
+            layers = {options.layer: find_layer(detector.network, options.layer)}
+        else:
+            layers = dict(detector.network.named_modules())
+        learned = {name: learned_taps(layer) for name, layer in layers.items() if hasattr(layer, "tap_offset")}
+        if not learned:
+            raise UserError(f"{options.layer or title} has no layer that learns where its taps lie (dke, acu)")
+        chosen = np.linspace(0, len(learned) - 1, min(_MOST_SHAPES, len(learned))).round().astype(int)
+        taps[title] = {name: learned[name].numpy() for name in np.array(list(learned))[chosen]}
+        numbers[title] = {
+            name: {
+                "moved": round(float(layers[name].tap_offset.detach().square().sum(-1).mean().sqrt()), 4),
+                "reach": round(float(places.square().sum(-1).mean().sqrt()), 4),
+                "mean": places.mean(0).numpy().round(4).tolist(),
+                "std": places.std(0, correction=0).numpy().round(4).tolist(),
+            }
+            for name, places in learned.items()
+        }
+    return pictures.shapes_figure(taps), numbers
+
+
 def offsets(detectors: dict[str, Detector], options: Options):
     """The data offsets of a layer as fields over an image."""
     if len(detectors) > 1:
@@ -412,6 +438,7 @@ KINDS = {
     "saliency": saliency,
     "bins": bins,
     "kernel": kernel,
+    "shapes": shapes,
     "offsets": offsets,
     "dilation": dilation,
     "dynamics": dynamics,

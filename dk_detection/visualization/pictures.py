@@ -216,6 +216,34 @@ def kernel_figure(positions: dict[str, np.ndarray], scopes: dict[str, tuple[int,
     return figure
 
 
+def shapes_figure(taps: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Learned kernel shapes: above each layer's mean over channels, below the taps of up to 64 of its channels.
+
+    Args:
+        taps: By title and layer, [sets, kH * kW, 2] = (row, column) in pixels from the middle of the kernel.
+    """
+    columns = max(map(len, taps.values()))
+    figure, axes = new_figure(2 * len(taps), columns, (1, 1))
+    for (upper, lower), (title, layers) in zip(axes.reshape(-1, 2, columns), taps.items(), strict=True):
+        reach = max(float(np.quantile(np.abs(places), 0.99)) for places in layers.values()) + 0.5
+        for above, below, (name, places) in zip(upper, lower, layers.items(), strict=False):
+            sampled = places[np.linspace(0, len(places) - 1, min(64, len(places))).round().astype(int)]
+            for axis, shown in ((above, places.mean(0, keepdims=True)), (below, sampled)):
+                axis.axhline(0, color="#d5dce4", linewidth=0.6)
+                axis.axvline(0, color="#d5dce4", linewidth=0.6)
+                size = 14 if len(shown) == 1 else 4
+                for tap in range(places.shape[1]):
+                    rows, xs = shown[:, tap].T
+                    axis.scatter(xs, rows, s=size, color=_PALETTE[tap % len(_PALETTE)], linewidths=0)
+                axis.set_xlim(-reach, reach)
+                axis.set_ylim(reach, -reach)
+                axis.set_aspect("equal")
+            above.set_title(name.rpartition("backbone.")[2], fontsize=6, pad=2)
+            spread = np.sqrt((places**2).sum(-1).mean())
+            caption(below, f"{title}: {spread:.2f} pixels from the middle")
+    return figure
+
+
 def offsets_figure(image: np.ndarray, offsets: np.ndarray, kernel_size: tuple[int, int], title: str) -> Figure:
     """A layer's offsets as fields, one for each tap, laid out as the taps are.
 

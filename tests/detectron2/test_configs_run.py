@@ -1,5 +1,6 @@
 """Every config is what its name says, trains a step with its own optimiser and detects: on the CPU, made small."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def read(path):
 
 
 def test_the_same_stems_as_for_mmdetection():
-    for family in ("dcnv2", "dk", "deformed_shapes"):
+    for family in ("dcnv2", "dk", "dke", "deformed_shapes"):
         ours, theirs = ({path.stem for path in (ROOT / name / family).iterdir()} for name in ("detectron2", "mmdet"))
         assert ours == theirs
     assert len({path.stem for path in FILES}) == len(FILES)
@@ -108,7 +109,8 @@ def test_config(path):
     branches = {p for m in model.modules() if isinstance(m, ZeroConv2d) for p in m.parameters()}
     for key, parameter in learning.items():
         parts = [part for part in factors if part in key]
-        assert parts or parameter not in branches or "routing" in key, f"no learning-rate factor for {key}"
+        full_rate = parameter not in branches or re.search("routing|attention", key)
+        assert parts or full_rate, f"no learning-rate factor for {key}"
         assert rates[parameter] == pytest.approx(factors[max(parts, key=len)] if parts else 1), key
 
     model.train()

@@ -29,7 +29,7 @@ configs = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_there_are_configs():
-    assert {path.parent.name for path in FILES} == {"dcnv2", "deformed_shapes", "dk"}
+    assert {path.parent.name for path in FILES} == {"dcnv2", "deformed_shapes", "dk", "dke"}
     assert len({path.stem for path in FILES}) == len(FILES) >= 8
 
 

@@ -23,6 +23,7 @@ from mmengine.structures import InstanceData
 import dk_detection.mmdet
 from dk_detection.layers import DeformConv2d, LocalDeformKernel2d, ModulatedDeformConv2d
 from dk_detection.layers.table import TABLE
+from tests.networks import EXACT
 
 ROWS = [row for row in TABLE if row.kind == "conv"]
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.token)
@@ -255,7 +256,7 @@ def test_any_network(tmp_path, row, options, select, number):
         dict(
             type="DkDeformable",
             network=type(rigid).__name__,
-            exchange=[dict(layer=row.token, select=select)],
+            exchange=[dict(layer=row.token, select=select, **EXACT.get(row.token, {}))],
             **options,
             init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "rigid.pth")),
         )

@@ -424,15 +424,19 @@ class OperatorSuite:
 
 
 class ConvolutionSuite(OperatorSuite):
-    """Of operators that convolve `input` with `weight`."""
+    """Of operators that convolve `input` with `weight`.
+
+    Attributes:
+        shared: names of the tensors that all images share.
+    """
 
     data = ("input", "weight", "bias")
+    shared: tuple[str, ...] = ("weight", "bias")
 
     def test_an_image_without_a_batch(self, case, device):
         tensors = self.tensors(case, device, requires_grad=False)
         batched, single = (
-            {name: t if name in ("weight", "bias") else t[index] for name, t in tensors.items()}
-            for index in (slice(1), 0)
+            {name: t if name in self.shared else t[index] for name, t in tensors.items()} for index in (slice(1), 0)
         )
         for name in tensors:  # those of the batch are gradients of its only image
             for arguments in (batched, single):
