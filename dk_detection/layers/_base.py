@@ -113,7 +113,8 @@ class RigidAtRest:
             input: [N, in_channels, H, W], or an image without a batch, [in_channels, H, W].
 
         Returns:
-            Of "offset", "mask" and "kernel_offset" those that the operator takes, in its layout.
+            Of "offset", "mask", "kernel_offset", "location" and "attention" those that the operator takes, in its
+            layout.
         """
         raise NotImplementedError(f"{type(self).__name__} steers none of our operators")
 

@@ -40,11 +40,24 @@ def make_case(
 
 
 CASES = (
-    make_case("attention", stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2, radius=1.5, alpha=1.3),
-    make_case("constant", stride=(1, 2), padding=(0, 1), dilation=(2, 1), attention=False, bias=False),
-    make_case("depthwise", out_channels=4, groups=4, kernel=(2, 3), stride=(2, 3), size=(5, 9), radius=1.0),
-    make_case("multiplier", out_channels=8, groups=4, kernel=(1, 2), padding=(0, 0), size=(4, 5), attention=False),
-    make_case("no_grid", kernel=(1, 1), locations=3, padding=(0, 0), batch=3, size=(5, 6), radius=2.6),
+    make_case(
+        "attention", kernel=(1, 3), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2, radius=1.5, alpha=1.3
+    ),
+    make_case(
+        "constant",
+        channels=2,
+        out_channels=3,
+        stride=(1, 2),
+        padding=(0, 1),
+        dilation=(2, 1),
+        attention=False,
+        bias=False,
+    ),
+    make_case("depthwise", channels=3, out_channels=3, groups=3, kernel=(2, 2), stride=(2, 3), size=(5, 9), radius=1.0),
+    make_case(
+        "multiplier", channels=3, out_channels=6, groups=3, kernel=(1, 2), padding=(0, 0), size=(4, 5), attention=False
+    ),
+    make_case("no_grid", channels=2, kernel=(1, 1), locations=3, padding=(0, 0), batch=3, size=(5, 6), radius=2.6),
 )
 
 
