@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from dk_detection.errors import UserError
+
 _BUILD = "pip install --no-build-isolation -e ."
 
 try:
@@ -44,13 +46,17 @@ def find(operator: str, arguments: Sequence[str]) -> tuple | None:
     return tuple(packet.default for packet in found)
 
 
-def missing(operator: str) -> RuntimeError:
+class MissingOperatorError(UserError, RuntimeError):
+    """The compiled library is not there, or of other sources."""
+
+
+def missing(operator: str) -> MissingOperatorError:
     """The error that says why `operator`, which `find` did not find, cannot run, and the way out."""
     if is_available():
         reason = "does not have this operator as it is called here: it was built from other sources. Build it again"
     else:
         reason = f"could not be loaded ({_error}). It has to be built for the installed torch {torch.__version__}"
-    error = RuntimeError(
+    error = MissingOperatorError(
         f"{operator}: the compiled library of dk_detection {reason}: in the project's folder run `{_BUILD}`, or "
         "`make setup`."
     )

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from dk_detection.config_files import DETECTRON2, MMDET
 from dk_detection.errors import UserError
+
+MMDET, DETECTRON2 = "mmdet", "detectron2"
 
 # Modules with parameters, MMDetection's name first. {n} stands for a number; where Detectron2 counts from another one,
 # its side says what to add. Of several that a name begins with the first counts.

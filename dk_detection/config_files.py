@@ -1,4 +1,4 @@
-"""What both frameworks' configs have in common: which framework a file is for, and whether a setting means anything.
+"""What configs of MMEngine and of Detectron2 have in common: whose a file is, and whether a setting means anything.
 
 The framework is told from the text alone; nothing is imported or run for it.
 """
@@ -8,18 +8,22 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dk_detection.errors import UserError
 
-MMDET, DETECTRON2 = "mmdet", "detectron2"
+MMENGINE, DETECTRON2 = "mmengine", "detectron2"
 PACKAGE = Path(__file__).parent
 # The configs of this project, which are part of the package: where each framework's own packages have theirs.
-FOLDERS = {MMDET: PACKAGE / ".mim" / "configs", DETECTRON2: PACKAGE / "detectron2" / "configs"}
+FOLDERS = {
+    "mmdet": PACKAGE / ".mim" / "configs",
+    "mmpretrain": PACKAGE / ".mim" / "mmpretrain",
+    DETECTRON2: PACKAGE / "detectron2" / "configs",
+}
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
-_MMDET_NAMES = {"_base_", "default_scope", "custom_imports"}
+_MMENGINE_NAMES = {"_base_", "default_scope", "custom_imports"}
 _DETECTRON2_PACKAGES = ("detectron2", "omegaconf", "fvcore", "dk_detection.detectron2")
 # Detectron2's own YAML has keys in capitals; its LazyConfigs, saved as YAML, name what to call.
 _LAZY_YAML = re.compile(r"^\s*(- )?_target_\s*:", re.MULTILINE)
@@ -35,7 +39,7 @@ def shipped(framework: str, name: str) -> str:
     """The path of a config of this project.
 
     Args:
-        framework: "mmdet" or "detectron2".
+        framework: "mmdet", "mmpretrain" or "detectron2".
         name: Folder and file, "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py".
 
     Raises:
@@ -51,7 +55,7 @@ def shipped(framework: str, name: str) -> str:
 
 
 def framework_of(path: str | os.PathLike) -> str:
-    """The framework of a config file.
+    """The framework of a config file: Detectron2, or MMEngine, on which MMDetection and its like are built.
 
     A file of either framework can often be parsed by the other, with an empty or a wrong result and without an error,
     so this has to be known before the file is loaded.
@@ -60,7 +64,7 @@ def framework_of(path: str | os.PathLike) -> str:
         path: A .py, .json, .yaml or .yml file.
 
     Returns:
-        "mmdet" or "detectron2".
+        "mmengine" or "detectron2".
 
     Raises:
         UserError: The file is not there, cannot be read, or is not a config file.
@@ -76,15 +80,15 @@ def framework_of(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: the config file cannot be read ({error})") from error
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json":
-        return MMDET
+        return MMENGINE
     if suffix != ".py":
-        return DETECTRON2 if _DETECTRON2_YAML.search(text) else MMDET
+        return DETECTRON2 if _DETECTRON2_YAML.search(text) else MMENGINE
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UserError(f"{path}{line}: the config file is not valid Python ({error.args[0]})") from error
-    return DETECTRON2 if _is_lazy_python(tree) else MMDET
+    return DETECTRON2 if _is_lazy_python(tree) else MMENGINE
 
 
 def is_lazy_config(path: str | os.PathLike) -> bool:
@@ -148,6 +152,46 @@ def check_setting(cfg: Mapping, key: str, functions_of: Callable[[str, Mapping],
     return True
 
 
+def select(settings, key: str):
+    """The setting at a place, "model.backbone.depth"; None where there is none."""
+    for name in key.split("."):
+        settings = (settings or {}).get(name)
+    return settings
+
+
+def differences(theirs: Mapping, ours: Mapping, keys: Iterable[str], may_differ: Callable[[str], bool]) -> list[str]:
+    """Where the settings of two runs differ, "model.backbone.depth (50 there, 18 here)".
+
+    Args:
+        theirs: The settings of one run: mappings, sequences and plain values.
+        ours: Those of the other.
+        keys: The places to look at, "model.backbone".
+        may_differ: Whether settings of this name are passed over.
+    """
+
+    def compare(key: str, theirs, ours) -> Iterator[str]:
+        if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+            for name in sorted(theirs.keys() | ours.keys()):
+                if not may_differ(name):
+                    yield from compare(f"{key}.{name}", theirs.get(name), ours.get(name))
+        elif isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)) and len(theirs) == len(ours):
+            for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
+                yield from compare(f"{key}[{i}]", a, b)
+        elif theirs != ours and not _same_path(theirs, ours):
+            yield f"{key} ({_short(theirs)} there, {_short(ours)} here)"
+
+    return [text for key in keys for text in compare(key, select(theirs, key), select(ours, key))]
+
+
+def _same_path(a, b) -> bool:
+    return isinstance(a, str) and isinstance(b, str) and os.path.realpath(a) == os.path.realpath(b)
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _check_new(place: str, name: str, node: Mapping, functions: list[Callable]) -> bool:
     if name in ("type", "_target_", "_delete_", "_scope_"):
         return True
@@ -164,7 +208,7 @@ def _check_new(place: str, name: str, node: Mapping, functions: list[Callable]) 
 
 def _is_lazy_python(tree: ast.Module) -> bool:
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") in _MMDET_NAMES for target in node.targets):
+        if isinstance(node, ast.Assign) and _MMENGINE_NAMES & {getattr(target, "id", "") for target in node.targets}:
             return False
         if isinstance(node, ast.With) and "read_base()" in (ast.unparse(item.context_expr) for item in node.items):
             return False
@@ -173,7 +217,7 @@ def _is_lazy_python(tree: ast.Module) -> bool:
     ]
     if any(f"{name}.".startswith(f"{package}.") for name in imports for package in _DETECTRON2_PACKAGES):
         return True
-    if any(name.startswith(("mm", "dk_detection.mmdet")) for name in imports):
+    if any(name.startswith(("mm", "dk_detection.mm")) for name in imports):
         return False
     return any(name.startswith(".") for name in imports)
 

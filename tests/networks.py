@@ -1,29 +1,25 @@
 """Networks as tests of conversion and of checkpoints need them."""
 
+from paper_tables import PLACES
 from torch import nn
 
 from dk_detection.convert import exchanges, to_deformable
 
 # The convolutions of the blocks in dk_detection.backbones, of all stages and of some.
 RESNET_DW = {
-    "3x3": "layer*.conv2",
-    "3x3 in c2": "layer1.*.conv2",
-    "3x3 in c3-c5": "layer[234].*.conv2",
+    **PLACES["resnet50-dw"],
     "3x3 in c5": "layer4.*.conv2",
-    "1x1": "layer*.conv[13]",
     "1x1 in c3": "layer2.*.conv[13]",
 }
 MOBILENET_V2 = {
-    "3x3": ["features.1.conv.0.0", "features.*.conv.1.0"],
-    "3x3 in c2": ["features.1.conv.0.0", "features.[23].conv.1.0"],
-    "3x3 in c3-c5": ["features.[4-9].conv.1.0", "features.1?.conv.1.0"],
+    **PLACES["mobilenet-v2"],
     "3x3 in c5": "features.1[4-7].conv.1.0",
-    "1x1": [
-        *("features.1.conv.1", "features.[2-9].conv.0.0", "features.1?.conv.0.0", "features.*.conv.2"),
-        "features.18.0",
-    ],
     "1x1 in c3": ["features.[456].conv.0.0", "features.[456].conv.2"],
 }
+
+
+# Options with which a layer at rest is exactly the rigid one, where it is not so by itself: kernels that do not smooth.
+EXACT = {"dke": {"alpha": 100.0}}
 
 
 def exchange_in(places: dict, layers: dict) -> list[dict]:

@@ -10,12 +10,14 @@ from dk_detection.layers.table import TABLE
 
 LAYERS = {row.token: row.layer for row in TABLE}
 _CONVS, _ROI_LAYERS = ("|".join(row.token for row in TABLE if row.kind == kind) for kind in ("conv", "roi"))
-_LAYER = re.compile(rf"-(?P<token>{_CONVS})(?P<pointwise>-1x1)?(-c(?P<first>\d)(-c(?P<last>\d))?)?(?=-|$)")
+_LAYER = re.compile(
+    rf"-(?P<token>{_CONVS})(-s(?P<scope>\d))?(?P<pointwise>-1x1)?(-c(?P<first>\d)(-c(?P<last>\d))?)?(?=-|$)"
+)
 _STEM = re.compile(
-    r"(?P<detector>faster-rcnn|mask-rcnn)_(?P<backbone>r\d+-dw|r\d+|x101-32x8d|mobilenet-v2)"
-    rf"(?P<layers>(-({_CONVS})(-1x1|-c\d)*)*)"
-    rf"_(?P<neck>fpn|dc5)(_(?P<roi>{_ROI_LAYERS}))?(_(?P<mimic>mimic(-bg|-fgbg)?))?"
-    r"_(?P<schedule>1x|16e|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes)"
+    r"((?P<detector>faster-rcnn|mask-rcnn)_)?(?P<backbone>r\d+-dw|r\d+|x101-32x8d|mobilenet-v2)"
+    rf"(?P<layers>(-({_CONVS})(-1x1|-[cs]\d)*)*)"
+    rf"(_(?P<neck>fpn|dc5))?(_(?P<roi>{_ROI_LAYERS}))?(_(?P<mimic>mimic(-bg|-fgbg)?))?"
+    r"_(?P<schedule>1x|16e|90e|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes|imagenet)"
 )
 # Where the stages of MobileNet-V2 end in torchvision's `features`.
 _MOBILENET_STAGES = {2: range(1, 4), 3: range(4, 7), 4: range(7, 14), 5: range(14, 19)}
@@ -23,12 +25,12 @@ _MOBILENET_STAGES = {2: range(1, 4), 3: range(4, 7), 4: range(7, 14), 5: range(1
 
 @dataclass(frozen=True)
 class Stem:
-    """What a file name says. `layers` are (token, size of kernel, stages), the first match counts."""
+    """What a file name says. `layers` are (token, scope, size of kernel, stages); a classifier has no detector."""
 
-    detector: str
+    detector: str | None
     backbone: str
-    layers: tuple[tuple[str, int, range], ...]
-    neck: str
+    layers: tuple[tuple[str, int | None, int, range], ...]
+    neck: str | None
     roi: str | None
     mimic: str | None
     schedule: str
@@ -36,8 +38,8 @@ class Stem:
 
     def __str__(self) -> str:
         words = [self.backbone]
-        for token, size, stages in self.layers:
-            words += [token] + (["1x1"] if size == 1 else [])
+        for token, scope, size, stages in self.layers:
+            words += [token] + ([f"s{scope}"] if scope else []) + (["1x1"] if size == 1 else [])
             if stages != range(2, 6):
                 words += sorted({f"c{stages[0]}", f"c{stages[-1]}"})
         parts = (self.detector, "-".join(words), self.neck, self.roi, self.mimic, self.schedule, self.dataset)
@@ -49,7 +51,7 @@ class Stem:
 
     def layer(self, size: int, stage: int) -> type[nn.Conv2d] | None:
         """The layer in the convolutions of this kernel size in the blocks of a stage, None for a rigid one."""
-        tokens = [token for token, kernel, stages in self.layers if kernel == size and stage in stages]
+        tokens = [token for token, _, kernel, stages in self.layers if kernel == size and stage in stages]
         assert len(tokens) <= 1, "two layers in one place"
         return LAYERS[tokens[0]] if tokens else None
 
@@ -77,6 +79,7 @@ def parse(stem: str) -> Stem:
     layers = tuple(
         (
             layer["token"],
+            int(layer["scope"]) if layer["scope"] else None,
             1 if layer["pointwise"] else 3,
             range(int(layer["first"]), int(layer["last"] or layer["first"]) + 1) if layer["first"] else range(2, 6),
         )

@@ -10,7 +10,7 @@ import pytest
 from docs.rooms import PACKAGE, imports, room_of, sources
 
 ROOT = Path(__file__).resolve().parents[1]
-FRAMEWORKS = {"mmdet", "mmcv", "mmengine", "detectron2"}
+FRAMEWORKS = {"mmdet", "mmpretrain", "mmseg", "mmcv", "mmengine", "detectron2"}
 
 _KERNELS = {"_extension", "ops", "layers", "convert", "backbones"}
 _PLAIN = {"reference", "mimicking", "evaluation", "visualization", "datasets"}
@@ -22,7 +22,7 @@ ARROWS = {
         "convert"
     },  # when to_deformable is first used; that importing the package loads nothing is tested below
     "__main__": {"config_files"},
-    "_extension": {"_C"},
+    "_extension": {"_C", "errors"},
     "ops": {"_extension"},
     "onnx": {"ops"},
     "layers": {"_extension", "ops"},
@@ -32,12 +32,13 @@ ARROWS = {
     "complexity": _KERNELS | {"errors"},
     **{room: {"errors"} for room in _PLAIN},
     "config_files": {"errors"},
-    "checkpoint_names": {"config_files", "errors"},
-    "mmdet": _KERNELS | _PLAIN | _COMMAND_LINES,
+    "checkpoint_names": {"errors"},
+    "mmengine": _KERNELS | {"config_files", "datasets", "errors", "visualization"},
+    "mmdet": _KERNELS | _PLAIN | _COMMAND_LINES | {"mmengine"},
     "detectron2": _KERNELS | _PLAIN | _COMMAND_LINES,
 }
 # The adapters are the only rooms that know a framework, each its own.
-ADAPTERS = {"mmdet": {"mmdet", "mmcv", "mmengine"}, "detectron2": {"detectron2"}}
+ADAPTERS = {"mmengine": {"mmengine"}, "mmdet": {"mmdet", "mmcv", "mmengine"}, "detectron2": {"detectron2"}}
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -72,6 +73,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
         ("dk_detection.datasets.x", "from dk_detection.reference import y", 1),
         ("dk_detection.mmdet.x", "import mmdet, mmcv\nfrom dk_detection import mimicking, to_deformable", 0),
         ("dk_detection.mmdet.x", "import detectron2\nfrom dk_detection.detectron2 import y", 2),
+        ("dk_detection.mmengine.x", "import mmengine\nfrom dk_detection.mmdet import y\nimport mmpretrain", 2),
         ("dk_detection.detectron2.x", "import mmengine\nimport tests.ops.suite\nfrom benchmarks import common", 3),
         ("dk_detection.attic.x", "", 1),
     ],

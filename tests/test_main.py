@@ -21,7 +21,8 @@ def test_configs_by_words():
     ]
     assert Path(done.stdout.strip()).is_file()
     every = run("configs").stdout.split()
-    files = [path for path in (ROOT / "configs").glob("*/*/*") if path.is_file() and path.parent.name != "_base_"]
+    files = [path for kind in ("py", "yaml") for path in (ROOT / "configs").rglob(f"*.{kind}")]
+    files = [path for path in files if path.parent.name != "_base_"]
     assert len(every) == len(files) and "_base_" not in "".join(every)
     nothing = run("configs", "no-such-network")
     assert nothing.returncode == 1 and "no config has no-such-network" in nothing.stderr

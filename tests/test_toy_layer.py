@@ -43,6 +43,7 @@ torch.nn.init.ones_(layer.scale.bias)
 assert layer(torch.arange(1.0, 8).view(1, 1, 1, 7)).flatten().tolist() == [4, 6, 9, 12, 15, 10, 12]
 
 sys.argv = ["complexity.py", "--backbone", "resnet18", "--exchange", "sconv:max_scale=2.0", "layer[34].*.conv2"]
+sys.path.insert(0, "tools")
 runpy.run_path("tools/complexity.py", run_name="__main__")
 """
 

@@ -13,7 +13,6 @@ import sys
 import numpy as np
 
 try:
-    from dk_detection.config_files import DETECTRON2, MMDET
     from dk_detection.datasets.coco_check import CocoFile, Tally, check_labels
 except ImportError as error:
     sys.exit(f"check_data.py: {error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
@@ -23,7 +22,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="annotation files, those for training first")
     parser.add_argument("--images", metavar="DIR", help="look at all pictures, too: what the file names begin at")
-    parser.add_argument("--framework", choices=(MMDET, DETECTRON2), help="whose rules count (default: both)")
+    parser.add_argument("--framework", choices=("mmdet", "detectron2"), help="whose rules count (default: both)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="the classes of the config (default: all)")
     return parser.parse_args(argv)
 
@@ -34,9 +33,9 @@ def uses(file: CocoFile, args: argparse.Namespace):
         return
     masks = any(annotation.get("segmentation") for annotation in file.annotations)
     for kind, with_masks in (("boxes", False), *([("masks", True)] if masks else [])):
-        if args.framework != DETECTRON2:
+        if args.framework != "detectron2":
             yield f"MMDetection learns {kind}", lambda m=with_masks: file.learned_by_mmdet(args.classes, masks=m)
-        if args.framework != MMDET:
+        if args.framework != "mmdet":
             yield f"Detectron2 learns {kind}", lambda m=with_masks: file.learned_by_detectron2(masks=m, rle=True)
         yield f"COCO metric judges {kind}", lambda m=with_masks: file.judged(args.classes, masks=m)
 
@@ -70,9 +69,9 @@ def main(argv: list[str]) -> int:
             in_order &= good
         first = first or file
         try:
-            if args.framework != DETECTRON2:
+            if args.framework != "detectron2":
                 check_labels(file.labels(args.classes), args.classes or first.labels(), args.files[0])
-            if args.framework != MMDET:
+            if args.framework != "mmdet":
                 check_labels(file.labels(by_id=True), first.labels(by_id=True), args.files[0])
             if args.images:
                 number = file.check_pictures(args.images)

@@ -6,11 +6,7 @@ import ast
 import re
 import sys
 
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line; the usage is longer than a screen."""
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+from command_line import Parser, run
 
 
 def layer(text: str) -> dict:
@@ -36,7 +32,7 @@ def positive(text: str) -> int:
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="complexity.py",
-        usage="%(prog)s (--config CONFIG | --backbone NAME | --table {dk,dcnv2}) [options]",
+        usage="%(prog)s (--config CONFIG | --backbone NAME | --table {dk,dke,dcnv2}) [options]",
         description="Count parameters and FLOPs (multiply-adds) of one image. docs/complexity.md has the rules.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -46,8 +42,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     what.add_argument(
         "--table",
-        choices=("dk", "dcnv2"),
-        help="the paper's figures beside ours: Tables 1 and 2 of Deformable Kernels, Table 1 of Deformable ConvNets v2",
+        choices=("dk", "dke", "dcnv2"),
+        help="the paper's figures beside ours: Tables 1 and 2 of Deformable Kernels, Table 1 of Differentiable Kernel "
+        "Evolution, Table 1 of Deformable ConvNets v2",
     )
     parser.add_argument(
         "--shape",
@@ -74,7 +71,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     mode = next(name for name in ("config", "backbone", "table") if getattr(args, name))
     mode = f"table {args.table}" if mode == "table" else mode
-    takes = {"config": {"shape", "rois"}, "table dcnv2": {"shape", "rois"}, "table dk": set()}
+    takes = {"config": {"shape", "rois"}, "table dcnv2": {"shape", "rois"}, "table dk": set(), "table dke": set()}
     for name in ("shape", "rois", "exchange"):
         if getattr(args, name) and name not in takes.get(mode, {"shape", "exchange"}):
             parser.error(f"--{name} does not go with --{mode}")
@@ -85,51 +82,38 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     args = parse_args(argv)
-    try:
-        from dk_detection.config_files import DETECTRON2, framework_of
-        from dk_detection.errors import UserError
-    except ImportError as error:
-        return fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
+    from dk_detection.config_files import DETECTRON2, framework_of
+    from dk_detection.errors import UserError
+
     detection = dict(shape=tuple(args.shape or (800, 1200)), rois=args.rois or 1000)
     try:
-        try:
-            if args.config and framework_of(args.config) == DETECTRON2:
-                from dk_detection.detectron2 import complexity
-            elif args.config or args.table == "dcnv2":
-                from dk_detection.mmdet import complexity
-            elif args.backbone:
-                from dk_detection.complexity.backbones import count_backbone
-            if args.table:
-                import paper_tables
-            from dk_detection.complexity.counting import format_parts
-        except ImportError as error:
-            return fail(error)
-        if args.config:
-            text = format_parts(complexity.count_config(args.config, **detection))
-        elif args.table == "dcnv2":
-            text = paper_tables.dcnv2_table(complexity.count_config, **detection, progress=show)
-        elif args.table == "dk":
-            text = paper_tables.dk_table(progress=show)
-        else:
-            text = format_parts(count_backbone(args.backbone, tuple(args.shape or (224, 224)), args.exchange))
-        print(text)
-    except UserError as error:
-        return fail(error)
-    except KeyboardInterrupt:
-        return fail("interrupted", code=130)
-    return 0
+        if args.config and framework_of(args.config) == DETECTRON2:
+            from dk_detection.detectron2 import complexity
+        elif args.config or args.table == "dcnv2":
+            from dk_detection.mmdet import complexity
+        elif args.backbone:
+            from dk_detection.complexity.backbones import count_backbone
+        if args.table:
+            import paper_tables
+        from dk_detection.complexity.counting import format_parts
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    if args.config:
+        text = format_parts(complexity.count_config(args.config, **detection))
+    elif args.table == "dcnv2":
+        text = paper_tables.dcnv2_table(complexity.count_config, **detection, progress=show)
+    elif args.table:
+        text = {"dk": paper_tables.dk_table, "dke": paper_tables.dke_table}[args.table](progress=show)
+    else:
+        text = format_parts(count_backbone(args.backbone, tuple(args.shape or (224, 224)), args.exchange))
+    print(text)
 
 
 def show(index: int, number: int, name: str) -> None:
     print(f"{index + 1}/{number} {name}", file=sys.stderr, flush=True)
 
 
-def fail(message, code: int = 1) -> int:
-    print(f"complexity.py: {message}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main, sys.argv[1:]))

@@ -10,9 +10,9 @@ import pickle
 import sys
 
 import torch
+from command_line import run
 
-from dk_detection.checkpoint_names import framework_of_names, to_detectron2, to_mmdet
-from dk_detection.config_files import MMDET
+from dk_detection.checkpoint_names import MMDET, framework_of_names, to_detectron2, to_mmdet
 from dk_detection.errors import UserError
 
 
@@ -38,7 +38,7 @@ def write(content: dict, path: str) -> None:
         raise UserError(f"{path}: the checkpoint cannot be written ({error})") from error
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="convert_checkpoint.py", description=__doc__.partition(":")[0] + ".")
     parser.add_argument(
         "source", metavar="FROM", help="a .pth of either framework, or a .pkl of Detectron2's model zoo"
@@ -50,18 +50,13 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.num_ratios < 1:
         parser.error(f"--num-ratios must be at least 1, got {args.num_ratios}")
-    try:
-        state = read(args.source)
-        if framework_of_names(state) == MMDET:
-            content = {"model": to_detectron2(state, num_ratios=args.num_ratios)}
-        else:
-            content = {"meta": {}, "state_dict": to_mmdet(state, num_ratios=args.num_ratios)}
-        write(content, args.target)
-    except UserError as error:
-        print(f"convert_checkpoint.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    state = read(args.source)
+    if framework_of_names(state) == MMDET:
+        content = {"model": to_detectron2(state, num_ratios=args.num_ratios)}
+    else:
+        content = {"meta": {}, "state_dict": to_mmdet(state, num_ratios=args.num_ratios)}
+    write(content, args.target)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main, sys.argv[1:]))

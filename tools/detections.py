@@ -2,16 +2,11 @@
 
 import argparse
 import os
-import sys
+
+from command_line import Parser, run  # noqa: F401  (`run` for those who import this)
 
 # mmengine's checkpoints hold more than tensors, and torch 2.6 and later load those only when told to.
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line; the usage is longer than a screen."""
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
 def new_parser(**options) -> Parser:
@@ -103,25 +98,3 @@ def find_detections(args: argparse.Namespace):
 def number(*values: float) -> str:
     """A figure, or an interval of two; one that is undefined, as nothing is to be found, is a hyphen."""
     return "-" if values[0] != values[0] else " to ".join(f"{value:.1f}" for value in values)
-
-
-def run(main, argv: list[str]) -> int:
-    """Calls `main(argv)` and says in one line what went wrong."""
-    try:
-        from dk_detection.errors import Terminated, UserError, catch_sigterm, end_children
-    except ImportError as error:
-        return _fail(f"{error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
-    catch_sigterm()
-    try:
-        main(argv)
-    except UserError as error:
-        return _fail(error)
-    except KeyboardInterrupt as error:
-        end_children()
-        return _fail(str(error) or "interrupted", 143 if isinstance(error, Terminated) else 130)
-    return 0
-
-
-def _fail(message, status: int = 1) -> int:
-    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
-    return status

@@ -8,7 +8,9 @@ python tools/evaluate.py --config CONFIG --checkpoint CKPT
 
 import argparse
 import json
+import os
 import sys
+from contextlib import suppress
 
 import detections
 
@@ -142,10 +144,16 @@ def write_json(path: str, record: dict) -> None:
     from dk_detection.errors import UserError
 
     record = json.loads(json.dumps(record), parse_constant=lambda constant: None)  # JSON has no NaN
+    whole = os.path.realpath(path)
+    draft = whole if os.path.exists(whole) and not os.path.isfile(whole) else f"{whole}.part"  # a device stays one
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(draft, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=2)
+        os.replace(draft, whole)
     except OSError as error:
+        if draft != whole:
+            with suppress(OSError):
+                os.unlink(draft)
         raise UserError(f"--json {path}: the file cannot be written ({error.strerror})") from error
 
 

@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 
 import yaml
+from command_line import run
+
+from dk_detection.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -106,7 +109,7 @@ def run_of(args: argparse.Namespace) -> dict:
     """The run to add.
 
     Raises:
-        ValueError: The file of figures is not what it should be.
+        UserError: The file of figures is not what it should be.
     """
     try:
         record = json.loads(args.figures.read_text(encoding="utf-8"))
@@ -117,7 +120,7 @@ def run_of(args: argparse.Namespace) -> dict:
             if bounds:
                 run[f"{kind}_interval"] = [round(value, 1) for value in bounds["AP"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{args.figures} is not what tools/evaluate.py --json writes ({error!r})") from error
+        raise UserError(f"{args.figures} is not what tools/evaluate.py --json writes ({error!r})") from error
     return run | dict(command=args.command, seed=args.seed, hardware=args.hardware, log=args.log)
 
 
@@ -177,29 +180,20 @@ def our_figure(run: dict, kind: str) -> str:
     return f"{figure(run[kind])}{' ({} to {})'.format(*bounds) if bounds else ''}, {where}"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     args = parse_args(argv)
     zoo = read()
     if args.add and args.add not in zoo:
-        return fail(f"--add {args.add}: there is no such config in {ZOO.name}")
-    try:
-        if args.add:
-            zoo[args.add]["runs"] = [*(zoo[args.add]["runs"] or []), run_of(args)]
-    except ValueError as error:
-        return fail(error)
+        raise UserError(f"--add {args.add}: there is no such config in {ZOO.name}")
+    if args.add:
+        zoo[args.add]["runs"] = [*(zoo[args.add]["runs"] or []), run_of(args)]
     if args.count:
         for number, stem in enumerate(zoo, 1):
             print(f"{number}/{len(zoo)} {stem}", file=sys.stderr, flush=True)
             zoo[stem] |= count(stem)
     write(zoo)
     PAGE.write_text(render(zoo), encoding="utf-8")
-    return 0
-
-
-def fail(message) -> int:
-    print(f"make_zoo.py: {message}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main, sys.argv[1:]))

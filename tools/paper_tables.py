@@ -1,4 +1,4 @@
-"""The papers' tables of parameters and FLOPs beside our counts: `python tools/complexity.py --table {dk,dcnv2}`."""
+"""The papers' tables of parameters and FLOPs beside our counts: `python tools/complexity.py --table {dk,dke,dcnv2}`."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from torch import nn
 
 from dk_detection.complexity.backbones import BACKBONES, build_backbone
 from dk_detection.complexity.counting import Part, Progress, count_modules, format_table, parameters, total
-from dk_detection.config_files import FOLDERS, MMDET
+from dk_detection.config_files import FOLDERS
 from dk_detection.layers import CondConv2d, GlobalDeformKernel2d
 
 # Tables 1 and 2 of Deformable Kernels.
@@ -215,9 +215,74 @@ def dk_table(progress: Progress | None = None) -> str:
     return f"{format_table(header, rows)}\n\n{note}"
 
 
+# Table 1 of Differentiable Kernel Evolution.
+
+
+@dataclass(frozen=True)
+class Evolved:
+    """A row of Table 1 of Differentiable Kernel Evolution.
+
+    Attributes:
+        backbone: A classifier of torchvision.
+        kind: The paper's word for its layers; "-" if they are rigid.
+        gflops, parameters: The paper's figures: multiply-adds in thousands of millions, parameters in millions.
+    """
+
+    backbone: str
+    kind: str
+    gflops: float
+    parameters: float
+
+
+EVOLVED = (
+    Evolved("alexnet", "-", 0.78, 61.1),
+    Evolved("alexnet", "ACU", 0.78, 61.1),
+    Evolved("alexnet", "DCN", 0.90, 61.4),
+    Evolved("alexnet", "DKE", 0.82, 61.2),
+    Evolved("resnet18", "-", 1.83, 11.7),
+    Evolved("resnet18", "DKE", 1.88, 11.9),
+    Evolved("resnet101", "-", 7.9, 44.5),
+    Evolved("resnet101", "ACU", 7.9, 44.5),
+    Evolved("resnet101", "DCN", 8.3, 46.5),
+    Evolved("resnet101", "DKE", 8.0, 44.6),
+)
+EVOLVED_TOKENS = {"ACU": "acu", "DCN": "dconv", "DKE": "dke"}
+# All of AlexNet, the last 12 and the last 30 3x3 convolutions of the ResNets.
+EVOLVED_PLACES = {"alexnet": "features.*", "resnet18": "layer[234].*.conv[12]", "resnet101": "layer[234].*.conv2"}
+
+
+def count_evolved(row: Evolved) -> Part:
+    """A row's classifier at 224x224."""
+    places = EVOLVED_PLACES[row.backbone]
+    exchange = () if row.kind == "-" else (dict(layer=EVOLVED_TOKENS[row.kind], select=places),)
+    network = build_backbone(row.backbone, exchange)
+    return Part(row.backbone, parameters(network), count_modules(network, (224, 224))[""])
+
+
+def dke_table(progress: Progress | None = None) -> str:
+    """Table 1 of Differentiable Kernel Evolution, the paper's figures beside ours, and what the layers add."""
+    rows, rigid = [], {}
+    for index, row in enumerate(EVOLVED):
+        if progress:
+            progress(index, len(EVOLVED), f"{row.backbone}, {row.kind}")
+        part = count_evolved(row)
+        first, part_of_first = rigid.setdefault(row.backbone, (row, part))
+        cells = [row.backbone, row.kind]
+        for ours, before, paper, paper_before, digits in (
+            (part.parameters / 1e6, part_of_first.parameters / 1e6, row.parameters, first.parameters, 1),
+            (part.multiply_adds / 1e9, part_of_first.multiply_adds / 1e9, row.gflops, first.gflops, 2),
+        ):
+            is_first = row is first
+            cells += [f"{ours:.2f}", f"{paper:.{digits}f}"]
+            cells += ["", ""] if is_first else [f"{ours - before:+.3f}", f"{paper - paper_before:+.{digits}f}"]
+        rows.append(cells)
+    header = ("backbone", "layers", "#P (M)", "paper", "step", "paper", "GFLOPs", "paper", "step", "paper")
+    return format_table(header, rows)
+
+
 # Table 1 of Deformable ConvNets v2.
 
-CONFIGS = FOLDERS[MMDET] / "dcnv2"
+CONFIGS = FOLDERS["mmdet"] / "dcnv2"
 CountConfig = Callable[[str | os.PathLike, tuple[int, int], int], list[Part]]
 
 

@@ -1,21 +1,21 @@
 #!/usr/bin/env python
-"""Trains or evaluates the detector of a config file: python tools/train_net.py --config CONFIG."""
+"""Trains or evaluates the model of a config file: python tools/train_net.py --config CONFIG."""
 
 import argparse
 import os
 import sys
 
 try:
-    from dk_detection.config_files import DETECTRON2, MMDET, framework_of, is_config_file
+    from dk_detection.config_files import DETECTRON2, MMENGINE, framework_of, is_config_file
     from dk_detection.errors import Terminated, UserError, catch_sigterm, end_children
 except ImportError as error:
     sys.exit(f"train_net.py: {error}: run `make setup`, and use .venv/bin/python instead of {sys.executable}")
 
-NAMES = {MMDET: "MMDetection", DETECTRON2: "Detectron2"}
+NAMES = {MMENGINE: "MMEngine", DETECTRON2: "Detectron2"}
 TORCHRUN = "`torchrun --nproc-per-node N tools/train_net.py ...`"
 # Options that a framework does not have, with what takes their place there.
 INSTEAD = {
-    MMDET: {
+    MMENGINE: {
         "num_gpus": TORCHRUN,
         "num_machines": TORCHRUN,
         "machine_rank": TORCHRUN,
@@ -46,7 +46,7 @@ def config_parser() -> Parser:
         "--config", "--config-file", dest="config_file", metavar="CONFIG", help="the config; --config may be left out"
     )
     parser.add_argument(
-        "--framework", choices=(MMDET, DETECTRON2), help="which one CONFIG is for, should the file be misleading"
+        "--framework", choices=(MMENGINE, DETECTRON2), help="which one CONFIG is for, should the file be misleading"
     )
     return parser
 
@@ -55,7 +55,8 @@ def full_parser(framework: str | None) -> Parser:
     parser = Parser(
         prog="train_net.py",
         usage="%(prog)s --config CONFIG [options]",
-        description="Train a detector, or evaluate it. The framework that CONFIG is for is found out from the file.",
+        description="Train a detector, classifier or segmentor, or evaluate it. The framework that CONFIG is for is "
+        "found out from the file.",
         epilog="Checkpoints are loaded as Python pickles, which can run code: use those that you trust only.",
         parents=[config_parser()],
         allow_abbrev=False,
@@ -63,11 +64,11 @@ def full_parser(framework: str | None) -> Parser:
     parser.add_argument(
         "--resume",
         **(dict(action="store_true") if framework == DETECTRON2 else dict(nargs="?", const="auto", metavar="CKPT")),
-        help="continue a training: from CKPT (MMDetection), or from the last checkpoint of the work folder, if any",
+        help="continue a training: from CKPT (MMEngine), or from the last checkpoint of the work folder, if any",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate on the config's test set, do not train")
 
-    group = parser.add_argument_group("options of MMDetection")
+    group = parser.add_argument_group("options of MMEngine: MMDetection, MMPretrain, MMSegmentation")
     group.add_argument("--work-dir", metavar="DIR", help="where results go (default: work_dirs/<stem of CONFIG>)")
     group.add_argument(
         "--checkpoint", metavar="CKPT", help="what --eval-only evaluates (default: the work folder's last)"
@@ -126,7 +127,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
             "--checkpoint goes with --eval-only; --resume CKPT continues a training, and --cfg-options load_from=CKPT "
             "starts a new one from its weights"
         )
-    if args.resume and args.eval_only and framework == MMDET:
+    if args.resume and args.eval_only and framework == MMENGINE:
         parser.error("--resume continues a training; --eval-only takes --checkpoint CKPT")
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("--num-machines needs --dist-url, the address of the first machine: tcp://ADDRESS:PORT")
@@ -143,7 +144,7 @@ def main(argv: list[str]) -> int:
             if args.framework == DETECTRON2:
                 from dk_detection.detectron2 import train
             else:
-                from dk_detection.mmdet import train
+                from dk_detection.mmengine import train
         except ImportError as error:
             raise UserError(f"{args.config_file} is a config of {NAMES[args.framework]}. {error}") from error
         train.run(args)

@@ -17,6 +17,7 @@ KINDS = {
     "saliency": "the smallest region that gives the same response within a bound",
     "bins": "where deformable RoI pooling puts the bins of a box",
     "kernel": "where the taps of a deformable kernel sample in its scope",
+    "shapes": "the kernel shapes that layers have learned once for all positions",
     "offsets": "the offsets of a layer as fields, one for each tap",
     "dilation": "effective dilation over objects of three sizes and background; needs --annotations and --images",
     "dynamics": "t-SNE of learned dynamics by class and size; needs --annotations and --images",

@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "common/bilinear.h"
+#include "common/contributions.h"
 #include "common/launch.h"
 #include "ops/deform_conv2d.h"
 
@@ -29,6 +30,9 @@ struct DeformConv2dDevice {
 
   // Work items of a chunk are (position, tap, offset group), the group fastest.
   DK_HOST_DEVICE int64_t items() const { return count * s.taps() * s.offset_groups; }
+
+  // Of the map, counted once for every offset group.
+  DK_HOST_DEVICE int64_t pixels() const { return s.batch * s.offset_groups * s.height * s.width; }
 
   struct Item {
     int64_t local, tap, group, n, position;
@@ -162,8 +166,7 @@ struct ScatterInputGradient {
 };
 
 // The deterministic way to the same gradient, in two bodies. First, for every item and corner the pixel it touches,
-// numbered within (image, offset group) planes, or the number of pixels where it touches none. Sorted by that key, the
-// contributions to one pixel lie together and in a fixed order.
+// numbered within (image, offset group) planes, or the number of pixels where it touches none.
 template <typename T, typename A>
 struct CornerKeys {
   DeformConv2dDevice<T, A> p;
@@ -177,9 +180,8 @@ struct CornerKeys {
     const auto it = p.item(index);
     const int64_t plane = p.s.height * p.s.width;
     for (int k = 0; k < 4; ++k) {
-      keys[index * 4 + k] = it.corners.index[k] < 0
-                                ? p.s.batch * p.s.offset_groups * plane
-                                : (it.n * p.s.offset_groups + it.group) * plane + it.corners.index[k];
+      keys[index * 4 + k] =
+          it.corners.index[k] < 0 ? p.pixels() : (it.n * p.s.offset_groups + it.group) * plane + it.corners.index[k];
     }
   }
 };
@@ -189,19 +191,22 @@ template <typename T, typename A>
 struct GatherInputGradient {
   DeformConv2dDevice<T, A> p;
   const T* grad_columns;
-  const int64_t* order;   // [items * 4]: contributions sorted by pixel
-  const int64_t* starts;  // [pixels + 1]: where each pixel's contributions begin
-  A* grad_input;          // [N, H, W, C]
+  Contributions from;  // numbered (item, corner)
+  A* grad_input;       // [N, H, W, C]
 
   template <typename Lanes>
-  DK_HOST_DEVICE void operator()(int64_t pixel, const Lanes& lanes) const {
+  DK_HOST_DEVICE void operator()(int64_t at, const Lanes& lanes) const {
+    if (!from.begins(at)) {
+      return;
+    }
+    const int64_t pixel = from.pixels[at];
     const int64_t plane = p.s.height * p.s.width, channels = p.s.offset_group_channels();
     const int64_t n = pixel / plane / p.s.offset_groups, group = pixel / plane % p.s.offset_groups;
     const int64_t start = group * channels;
     A* row = grad_input + (n * plane + pixel % plane) * p.s.in_channels;
-    for (int64_t at = starts[pixel]; at < starts[pixel + 1]; ++at) {
-      const auto it = p.item(order[at] / 4);
-      const A weight = it.corners.weight[order[at] % 4] * it.mask;
+    for (; from.continues(at, pixel); ++at) {
+      const auto it = p.item(from.order[at] / 4);
+      const A weight = it.corners.weight[from.order[at] % 4] * it.mask;
       for (int64_t c = start + lanes.index(); c < start + channels; c += lanes.count()) {
         row[c] += weight * static_cast<A>(grad_columns[p.column(it, c)]);
       }
@@ -229,8 +234,9 @@ class DeformConv2dPipeline {
   at::Tensor forward(const at::Tensor& weight, const std::optional<at::Tensor>& bias) const {
     at::Tensor out = at::empty({s.groups, total(), s.group_out()}, x.options());
     const at::Tensor filter = filters(weight).transpose(1, 2);  // [groups, taps * C / groups, O / groups]
-    for (int64_t first = 0; first < total(); first += chunk()) {
-      const auto p = device(first);
+    const int64_t step = chunk(/*sorts=*/false);
+    for (int64_t first = 0; first < total(); first += step) {
+      const auto p = device(first, step);
       at::Tensor part = out.narrow(1, first, p.count);
       at::bmm_out(part, sample(p), filter);
     }
@@ -256,8 +262,9 @@ class DeformConv2dPipeline {
     if (wanted[3]) {
       grad_filter = at::zeros(filter.sizes(), wide);
     }
-    for (int64_t first = 0; first < total(); first += chunk()) {
-      const auto p = device(first);
+    const int64_t step = chunk(/*sorts=*/wanted[0] && at::globalContext().deterministicAlgorithms());
+    for (int64_t first = 0; first < total(); first += step) {
+      const auto p = device(first, step);
       const at::Tensor part = grad.narrow(1, first, p.count);
       if (wanted[0] || wanted[1] || wanted[2]) {
         const at::Tensor grad_columns = at::bmm(part, filter);
@@ -301,23 +308,26 @@ class DeformConv2dPipeline {
   }
 
  private:
-  static constexpr int64_t kColumnBytes = 64 << 20;  // fits the second-level cache of large GPUs, and any memory
+  static constexpr int64_t kColumnBytes = 64 << 20;  // a bound on memory
 
   int64_t total() const { return s.batch * s.positions(); }
 
-  int64_t chunk() const {
+  // Output positions at a time: as many as have room in the columns and, where they are sorted, among the
+  // contributions.
+  int64_t chunk(bool sorts) const {
     const int64_t bytes = s.taps() * s.in_channels * static_cast<int64_t>(sizeof(T));
-    return std::clamp<int64_t>(kColumnBytes / bytes, 1, std::max<int64_t>(total(), 1));
+    const int64_t fit = sorts ? kContributions / (s.taps() * s.offset_groups * 4) : total();
+    return std::max<int64_t>(std::min({kColumnBytes / bytes, fit, total()}), 1);
   }
 
-  DeformConv2dDevice<T, A> device(int64_t first) const {
+  DeformConv2dDevice<T, A> device(int64_t first, int64_t step) const {
     return {
         s,
         x.template const_data_ptr<T>(),
         off.template const_data_ptr<A>(),
         msk.defined() ? msk.template const_data_ptr<A>() : nullptr,
         first,
-        std::min(chunk(), total() - first)};
+        std::min(step, total() - first)};
   }
 
   // [groups, O / groups, taps * C / groups], channels fastest.
@@ -354,13 +364,9 @@ class DeformConv2dPipeline {
     }
     at::Tensor keys = at::empty({p.items() * 4}, x.options().dtype(at::kLong));
     Launcher::run(p.items(), CornerKeys<T, A>{p, keys.mutable_data_ptr<int64_t>()});
-    const auto [sorted, order] = at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-    const int64_t pixels = s.batch * s.offset_groups * s.height * s.width;
-    const at::Tensor starts = at::searchsorted(sorted, at::arange(pixels + 1, keys.options()));
-    Launcher::run(
-        pixels, GatherInputGradient<T, A>{
-                    p, grad_columns, order.template const_data_ptr<int64_t>(),
-                    starts.template const_data_ptr<int64_t>(), grad_input});
+    gather<Launcher>(keys, p.pixels(), [&](const Contributions& from) {
+      return GatherInputGradient<T, A>{p, grad_columns, from, grad_input};
+    });
   }
 
   DeformConv2dSizes s;
@@ -380,6 +386,7 @@ at::Tensor deform_conv2d_device(
     at::IntArrayRef padding,
     at::IntArrayRef dilation) {
   const auto s = check_deform_conv2d(input, offset, mask, weight, bias, stride, padding, dilation);
+  const DeviceScope<Launcher> scope(input.device());
   at::Tensor output;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "deform_conv2d", [&] {
     output = DeformConv2dPipeline<Launcher, scalar_t>(s, input, offset, mask).forward(weight, bias);
@@ -400,6 +407,7 @@ DeformConv2dGradients deform_conv2d_backward_device(
     std::array<bool, 5> output_mask) {
   const auto s = check_deform_conv2d(input, offset, mask, weight, std::nullopt, stride, padding, dilation);
   check_deform_conv2d_grad(grad_output, input, mask, s, output_mask);
+  const DeviceScope<Launcher> scope(input.device());
   DeformConv2dGradients result;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "deform_conv2d_backward", [&] {
     result =

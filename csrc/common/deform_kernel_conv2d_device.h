@@ -17,6 +17,7 @@
 #include <numeric>
 
 #include "common/bilinear.h"
+#include "common/contributions.h"
 #include "common/launch.h"
 #include "ops/deform_kernel_conv2d.h"
 
@@ -51,6 +52,9 @@ struct DeformKernelConv2dDevice {
       return corners.index[0] >= 0 || corners.index[1] >= 0 || corners.index[2] >= 0 || corners.index[3] >= 0;
     }
   };
+
+  // Of the map, counted once for every data offset group.
+  DK_HOST_DEVICE int64_t pixels() const { return s.batch * s.offset_groups * s.height * s.width; }
 
   DK_HOST_DEVICE int64_t segments() const { return s.in_channels / segment; }
   DK_HOST_DEVICE int64_t cell_tiles() const { return (s.cells() + kCellTile - 1) / kCellTile; }
@@ -425,8 +429,8 @@ struct TouchedPixels {
     const auto look = p.look(at, tap, d);
     const int64_t plane = p.s.height * p.s.width;
     for (int k = 0; k < 4; ++k) {
-      keys[item * 4 + k] = look.corners.index[k] < 0 ? p.s.batch * p.s.offset_groups * plane
-                                                     : (at.n * p.s.offset_groups + d) * plane + look.corners.index[k];
+      keys[item * 4 + k] =
+          look.corners.index[k] < 0 ? p.pixels() : (at.n * p.s.offset_groups + d) * plane + look.corners.index[k];
     }
   }
 };
@@ -436,21 +440,24 @@ template <typename T, typename A, typename Columns>
 struct GatherInputGradients {
   DeformKernelConv2dDevice<T, A> p;
   Columns columns;
-  const int64_t* order;   // [items * 4]: contributions sorted by pixel
-  const int64_t* starts;  // [pixels + 1]: where each pixel's contributions begin
-  A* grad_input;          // [N, H, W, C]
+  Contributions from;  // numbered (item, corner)
+  A* grad_input;       // [N, H, W, C]
 
   template <typename Lanes>
-  DK_HOST_DEVICE void operator()(int64_t pixel, const Lanes& lanes) const {
+  DK_HOST_DEVICE void operator()(int64_t i, const Lanes& lanes) const {
+    if (!from.begins(i)) {
+      return;
+    }
+    const int64_t pixel = from.pixels[i];
     const int64_t plane = p.s.height * p.s.width, groups = p.s.offset_groups;
     const int64_t n = pixel / plane / groups, d = pixel / plane % groups;
     const int64_t low = d * p.s.offset_group_channels(), high = low + p.s.offset_group_channels();
     A* row = grad_input + (n * plane + pixel % plane) * p.s.in_channels;
-    for (int64_t i = starts[pixel]; i < starts[pixel + 1]; ++i) {
-      const int64_t item = order[i] / 4, tap = item / groups % p.s.taps(), local = item / groups / p.s.taps();
+    for (; from.continues(i, pixel); ++i) {
+      const int64_t item = from.order[i] / 4, tap = item / groups % p.s.taps(), local = item / groups / p.s.taps();
       const auto at = p.position(local);
       const auto look = p.look(at, tap, d);
-      const A weight = look.corners.weight[order[i] % 4] * look.mask;
+      const A weight = look.corners.weight[from.order[i] % 4] * look.mask;
       for (int64_t start = low; start < high; start += p.segment) {
         const auto scope = p.scope(at, tap, p.scope_group(start));
         for (int64_t c = start + lanes.index(); c < start + p.segment; c += lanes.count()) {
@@ -554,7 +561,7 @@ class DeformKernelConv2dPipeline {
       });
     } else {
       out = at::empty({s.groups, total(), s.group_out()}, x.options());
-      each_chunk([&](const auto& p) {
+      each_chunk(/*sorts=*/false, [&](const auto& p) {
         at::Tensor part = out.narrow(1, p.first, p.count);
         at::bmm_out(part, scatter(p), filter.transpose(1, 2));
       });
@@ -566,6 +573,7 @@ class DeformKernelConv2dPipeline {
   DeformKernelConv2dGradients backward(
       const at::Tensor& grad_output, const at::Tensor& weight, std::array<bool, 6> wanted) const {
     const at::Tensor rows = grad_output.permute({0, 2, 3, 1}).contiguous();  // [N, outH, outW, O]
+    const bool sorts = wanted[0] && off.defined() && at::globalContext().deterministicAlgorithms();
     at::Tensor grad_x, grad_koff, grad_off, grad_mask, grad_filter;
     if (wanted[0]) {
       grad_x = at::zeros({s.batch, s.height, s.width, s.in_channels}, wide);
@@ -593,7 +601,7 @@ class DeformKernelConv2dPipeline {
     if (s.depthwise()) {
       const T* grad = rows.template const_data_ptr<T>();
       if (wanted[0] || grad_koff.defined()) {
-        each_chunk([&](const auto& p) {
+        each_chunk(sorts, [&](const auto& p) {
           gradients(p, DepthwiseColumnGradient<T, A>{p, filter.template const_data_ptr<T>(), grad}, {filter, rows});
         });
       }
@@ -605,7 +613,7 @@ class DeformKernelConv2dPipeline {
       if (wanted[4]) {
         grad_filter = at::zeros(filter.sizes(), wide);
       }
-      each_chunk([&](const auto& p) {
+      each_chunk(sorts, [&](const auto& p) {
         const at::Tensor part = grad.narrow(1, p.first, p.count);  // [groups, count, O / groups]
         if (wanted[0] || grad_koff.defined()) {
           const at::Tensor columns = at::bmm(part, filter);
@@ -648,7 +656,7 @@ class DeformKernelConv2dPipeline {
  private:
   using Device = DeformKernelConv2dDevice<T, A>;
 
-  static constexpr int64_t kBufferBytes = 64 << 20;  // fits the second-level cache of large GPUs, and any memory
+  static constexpr int64_t kBufferBytes = 64 << 20;  // a bound on memory
   static constexpr int kWide = 16 / sizeof(T);
   static constexpr int kTileWide = kWide < 4 ? kWide : 4;  // where a lane keeps a whole tile of cells
 
@@ -671,13 +679,18 @@ class DeformKernelConv2dPipeline {
         count};
   }
 
-  // Calls body(device) for chunks of output positions. What bounds them is a buffer: the columns, or depthwise the keys
-  // that are sorted.
+  // Calls body(device) for chunks of output positions: as many as have room in the columns, which a depthwise
+  // convolution has not, and, where they are sorted, among the contributions.
   template <typename Body>
-  void each_chunk(const Body& body) const {
-    const int64_t bytes = s.depthwise() ? s.taps() * s.offset_groups * 4 * static_cast<int64_t>(sizeof(int64_t))
-                                        : s.cells() * s.in_channels * static_cast<int64_t>(sizeof(T));
-    const int64_t chunk = std::max<int64_t>(kBufferBytes / bytes, 1);
+  void each_chunk(bool sorts, const Body& body) const {
+    int64_t chunk = total();
+    if (!s.depthwise()) {
+      chunk = std::min(chunk, kBufferBytes / (s.cells() * s.in_channels * static_cast<int64_t>(sizeof(T))));
+    }
+    if (sorts) {
+      chunk = std::min(chunk, kContributions / (s.taps() * s.offset_groups * 4));
+    }
+    chunk = std::max<int64_t>(chunk, 1);
     for (int64_t first = 0; first < total(); first += chunk) {
       body(device(first, std::min(chunk, total() - first)));
     }
@@ -741,13 +754,9 @@ class DeformKernelConv2dPipeline {
     }
     at::Tensor keys = at::empty({items * s.offset_groups * 4}, x.options().dtype(at::kLong));
     Launcher::run(items * s.offset_groups, TouchedPixels<T, A>{p, keys.mutable_data_ptr<int64_t>()});
-    const auto [sorted, order] = at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-    const int64_t pixels = s.batch * s.offset_groups * s.height * s.width;
-    const at::Tensor starts = at::searchsorted(sorted, at::arange(pixels + 1, keys.options()));
-    Launcher::run(
-        pixels, GatherInputGradients<T, A, Columns>{
-                    p, columns, order.template const_data_ptr<int64_t>(), starts.template const_data_ptr<int64_t>(),
-                    grad_input});
+    gather<Launcher>(keys, p.pixels(), [&](const Contributions& from) {
+      return GatherInputGradients<T, A, Columns>{p, columns, from, grad_input};
+    });
   }
 
   DeformKernelConv2dSizes s;
@@ -770,6 +779,7 @@ at::Tensor deform_kernel_conv2d_device(
     bool clip) {
   const auto s =
       check_deform_kernel_conv2d(input, kernel_offset, offset, mask, weight, bias, stride, padding, dilation, clip);
+  const DeviceScope<Launcher> scope(input.device());
   at::Tensor output;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "deform_kernel_conv2d", [&] {
     output =
@@ -794,6 +804,7 @@ DeformKernelConv2dGradients deform_kernel_conv2d_backward_device(
   const auto s = check_deform_kernel_conv2d(
       input, kernel_offset, offset, mask, weight, std::nullopt, stride, padding, dilation, clip);
   check_deform_kernel_conv2d_grad(grad_output, input, offset, mask, s, output_mask);
+  const DeviceScope<Launcher> scope(input.device());
   DeformKernelConv2dGradients result;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "deform_kernel_conv2d_backward", [&] {
     result = DeformKernelConv2dPipeline<Launcher, scalar_t>(s, input, kernel_offset, offset, mask, weight)

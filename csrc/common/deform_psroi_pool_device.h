@@ -22,7 +22,7 @@ at::Tensor deform_psroi_pool_device(
   const auto s = check_deform_psroi_pool(
       input, rois, offset, mask, output_size, spatial_scale, output_channels, group_size, part_size, samples_per_part,
       gamma);
-  const typename Launcher::Guard guard(input.device());
+  const DeviceScope<Launcher> scope(input.device());
   return roi_pool_device<Launcher, RoundedBins>("deform_psroi_pool", s, input, rois, offset, mask);
 }
 
@@ -44,7 +44,7 @@ RoiPoolGradients deform_psroi_pool_backward_device(
   const auto s = check_deform_psroi_pool(
       input, rois, offset, mask, output_size, spatial_scale, output_channels, group_size, part_size, samples_per_part,
       gamma);
-  const typename Launcher::Guard guard(input.device());
+  const DeviceScope<Launcher> scope(input.device());
   return roi_pool_backward_device<Launcher, RoundedBins>(
       "deform_psroi_pool", s, grad_output, input, rois, offset, mask, output_mask);
 }

@@ -17,7 +17,7 @@ at::Tensor deform_roi_pool_device(
     int64_t sampling_ratio,
     double gamma) {
   const auto s = check_deform_roi_pool(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma);
-  const typename Launcher::Guard guard(input.device());
+  const DeviceScope<Launcher> scope(input.device());
   return roi_pool_device<Launcher, AlignedBins>("deform_roi_pool", s, input, rois, offset, mask);
 }
 
@@ -34,7 +34,7 @@ RoiPoolGradients deform_roi_pool_backward_device(
     double gamma,
     std::array<bool, 3> output_mask) {
   const auto s = check_deform_roi_pool(input, rois, offset, mask, output_size, spatial_scale, sampling_ratio, gamma);
-  const typename Launcher::Guard guard(input.device());
+  const DeviceScope<Launcher> scope(input.device());
   return roi_pool_backward_device<Launcher, AlignedBins>(
       "deform_roi_pool", s, grad_output, input, rois, offset, mask, output_mask);
 }

@@ -6,6 +6,10 @@
 // what they found.
 #pragma once
 
+#include <c10/core/Device.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include <cstdint>
 
 #include "common/host_device.h"
@@ -24,12 +28,12 @@ struct HostLanes {
 struct HostLauncher {
   // Makes a device the current one as long as it lives.
   struct Guard {
-    template <typename Device>
-    explicit Guard(const Device&) {}
+    explicit Guard(c10::Device) {}
   };
 
-  // Whether results may be waited for: not while a CUDA graph is recorded.
-  static bool may_wait() { return true; }
+  // Whether results may be waited for: not while a CUDA graph is recorded. Tests pretend that one is.
+  static bool may_wait() { return !recording; }
+  static inline bool recording = false;
 
   template <typename Body>
   static void run(int64_t items, const Body& body) {
@@ -37,6 +41,16 @@ struct HostLauncher {
       body(item, HostLanes{});
     }
   }
+};
+
+// As long as it lives, kernels run on the device of the arguments, and torch's own operators between them take data
+// types as they are: where a backward runs has nothing to do with where autocast was on.
+template <typename Launcher>
+struct DeviceScope {
+  explicit DeviceScope(c10::Device device) : guard(device) {}
+
+  typename Launcher::Guard guard;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
 template <typename T>

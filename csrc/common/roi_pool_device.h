@@ -16,6 +16,7 @@
 
 #include "common/bilinear.h"
 #include "common/check_rois.h"
+#include "common/contributions.h"
 #include "common/launch.h"
 #include "common/roi_sampling.h"
 
@@ -223,13 +224,13 @@ struct CountContributions {
 };
 
 // Second, for every contribution of items [first, ...) the pixel it goes to, numbered within (image, cell, class)
-// planes, the item it comes from and its weight. Sorted by pixel, the contributions to one pixel lie together and in a
-// fixed order.
+// planes, the item it comes from and its weight. No item lists more than it counted, even if rounding would differ.
 template <typename Rule, typename T, typename A>
 struct ListContributions {
   RoiPoolDevice<Rule, T, A> p;
   int64_t first;
-  const int64_t* starts;  // [items]: where each item's contributions begin, counted from those of the first item of all
+  const int64_t* ends;    // [items]: where each item's contributions end, counted from those of the first item of all
+  const int64_t* counts;  // [items]
   int64_t* pixels;
   int64_t* items;
   A* weights;
@@ -243,9 +244,10 @@ struct ListContributions {
     const int64_t index = first + local, map = s.height * s.width;
     const auto it = p.item(index);
     const int64_t plane = it.plane * s.classes + it.cls * map;
-    int64_t at = starts[index] - starts[first];
+    int64_t at = ends[index] - counts[index] - (ends[first] - counts[first]);
+    const int64_t end = at + counts[index];
     p.each_sample(it.bin, [&](const ClampedAxis<A>&, const ClampedAxis<A>&, const Corners<A>& corners) {
-      for (int k = 0; k < 4; ++k, ++at) {
+      for (int k = 0; k < 4 && at < end; ++k, ++at) {
         pixels[at] = plane + corners.index[k];
         items[at] = index;
         weights[at] = corners.weight[k] * it.scale;
@@ -261,18 +263,22 @@ struct GatherRoiGradient {
   const T* grad_output;  // [n, bins, C]
   const int64_t* items;
   const A* weights;
-  const int64_t* order;   // contributions sorted by pixel
-  const int64_t* starts;  // [pixels + 1]: where each pixel's contributions begin
-  A* grad_input;          // [N, cells, H, W, C]
+  Contributions from;
+  A* grad_input;  // [N, cells, H, W, C]
 
   template <typename Lanes>
-  DK_HOST_DEVICE void operator()(int64_t pixel, const Lanes& lanes) const {
+  DK_HOST_DEVICE void operator()(int64_t at, const Lanes& lanes) const {
+    if (!from.begins(at)) {
+      return;
+    }
+    const int64_t pixel = from.pixels[at];
     const int64_t map = s.height * s.width, plane = pixel / map / s.classes, cls = pixel / map % s.classes;
     const int64_t first = cls * s.class_channels(), last = first + s.class_channels();
     A* row = grad_input + (plane * map + pixel % map) * s.channels;
-    for (int64_t i = starts[pixel]; i < starts[pixel + 1]; ++i) {
-      const A weight = weights[order[i]];
-      const T* grad_row = grad_output + items[order[i]] / s.classes * s.channels;
+    for (; from.continues(at, pixel); ++at) {
+      const int64_t i = from.order[at];
+      const A weight = weights[i];
+      const T* grad_row = grad_output + items[i] / s.classes * s.channels;
       for (int64_t c = first + lanes.index(); c < last; c += lanes.count()) {
         row[c] += weight * static_cast<A>(grad_row[c]);
       }
@@ -314,13 +320,13 @@ class RoiPoolPipeline {
   }
 
   // `input` must be read if gradients of offset or mask are wanted.
-  RoiPoolGradients backward(const at::Tensor& grad_output, std::array<bool, 3> wanted) const {
+  RoiPoolGradients backward(const char* name, const at::Tensor& grad_output, std::array<bool, 3> wanted) const {
     const at::Tensor grad = grad_output.permute({0, 2, 3, 1}).contiguous();  // [n, pooled_h, pooled_w, C]
     const T* grad_data = grad.template const_data_ptr<T>();
     RoiPoolGradients result = no_roi_pool_gradients(narrow);
     if (wanted[0]) {
       at::Tensor sum = at::zeros({s.batch, s.cells(), s.height, s.width, s.channels}, wide);
-      input_gradient(grad_data, sum.template mutable_data_ptr<A>());
+      input_gradient(name, grad_data, sum.template mutable_data_ptr<A>());
       std::get<0>(result) = sum.permute({0, 4, 1, 2, 3}).to(narrow.dtype());
     }
     if (wanted[1] || wanted[2]) {
@@ -344,8 +350,6 @@ class RoiPoolPipeline {
   }
 
  private:
-  static constexpr int64_t kContributions = 4 << 20;  // listed at a time: some 150 MB of workspace
-
   at::Tensor channels_innermost(const at::Tensor& input) const {
     return input.reshape({s.batch, s.channels, s.cells(), s.height, s.width}).permute({0, 2, 3, 4, 1}).contiguous();
   }
@@ -362,15 +366,19 @@ class RoiPoolPipeline {
     }
   }
 
-  void input_gradient(const T* grad_output, A* grad_input) const {
+  void input_gradient(const char* name, const T* grad_output, A* grad_input) const {
     if (!at::globalContext().deterministicAlgorithms()) {
       Launcher::run(p.items(), ScatterRoiGradient<Rule, T, A>{p, grad_output, grad_input});
       return;
     }
+    TORCH_CHECK(
+        Launcher::may_wait(), name,
+        ": the deterministic gradient of the input cannot be recorded in a CUDA graph, as the size of its workspace "
+        "depends on the RoIs; record it without torch.use_deterministic_algorithms(True)");
     const auto integers = narrow.dtype(at::kLong);
     const at::Tensor counts = at::empty({p.items()}, integers);
     Launcher::run(p.items(), CountContributions<Rule, T, A>{p, counts.mutable_data_ptr<int64_t>()});
-    const at::Tensor starts = counts.cumsum(0) - counts;
+    const at::Tensor ends = counts.cumsum(0);
     const at::Tensor host_counts = counts.cpu();
     const int64_t* count = host_counts.const_data_ptr<int64_t>();
     const int64_t pixel_numbers = s.batch * s.cells() * s.classes * s.height * s.width;
@@ -380,18 +388,17 @@ class RoiPoolPipeline {
       do {
         total += count[last++];
       } while (last < p.items() && total + count[last] <= kContributions);
-      const at::Tensor pixels = at::empty({total}, integers), items = at::empty({total}, integers);
+      const at::Tensor pixels = at::full({total}, pixel_numbers, integers), items = at::empty({total}, integers);
       const at::Tensor weights = at::empty({total}, wide);
       Launcher::run(
           last - first, ListContributions<Rule, T, A>{
-                            p, first, starts.const_data_ptr<int64_t>(), pixels.mutable_data_ptr<int64_t>(),
-                            items.mutable_data_ptr<int64_t>(), weights.template mutable_data_ptr<A>()});
-      const auto [sorted, order] = at::sort(pixels, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-      const at::Tensor begins = at::searchsorted(sorted, at::arange(pixel_numbers + 1, integers));
-      Launcher::run(
-          pixel_numbers, GatherRoiGradient<T, A>{
-                             s, grad_output, items.const_data_ptr<int64_t>(), weights.template const_data_ptr<A>(),
-                             order.template const_data_ptr<int64_t>(), begins.const_data_ptr<int64_t>(), grad_input});
+                            p, first, ends.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>(),
+                            pixels.mutable_data_ptr<int64_t>(), items.mutable_data_ptr<int64_t>(),
+                            weights.template mutable_data_ptr<A>()});
+      gather<Launcher>(pixels, pixel_numbers, [&](const Contributions& from) {
+        return GatherRoiGradient<T, A>{
+            s, grad_output, items.const_data_ptr<int64_t>(), weights.template const_data_ptr<A>(), from, grad_input};
+      });
     }
   }
 
@@ -433,7 +440,7 @@ RoiPoolGradients roi_pool_backward_device(
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "roi_pool", [&] {
     const RoiPoolPipeline<Launcher, Rule, scalar_t> pipeline(
         s, input, rois, offset, mask, /*reads_input=*/output_mask[1] || output_mask[2]);
-    result = pipeline.backward(grad_output, output_mask);
+    result = pipeline.backward(name, grad_output, output_mask);
   });
   if (output_mask[0]) {
     std::get<0>(result) = std::get<0>(result).reshape(input.sizes()).contiguous(input.suggest_memory_format());

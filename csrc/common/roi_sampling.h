@@ -13,6 +13,24 @@
 
 namespace dk {
 
+// A product that is rounded before anything is added to it. Where a GPU would contract `a * b - c` into one operation
+// the number of samples of a bin could differ from the CPU's.
+DK_HOST_DEVICE float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+DK_HOST_DEVICE double rounded_product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // One axis of one bin.
 template <typename A>
 struct BinAxis {
@@ -41,7 +59,7 @@ struct AlignedBins {
   static DK_HOST_DEVICE BinAxis<A> axis(
       A low, A high, A offset, int64_t bin, int64_t bins, int64_t map_length, const RoiPoolSizes& s) {
     const A scale = static_cast<A>(s.spatial_scale);
-    const A start = low * scale - A(0.5), extent = high * scale - A(0.5) - start;
+    const A start = rounded_product(low, scale) - A(0.5), extent = rounded_product(high, scale) - A(0.5) - start;
     BinAxis<A> axis;
     axis.per_unit = static_cast<A>(s.gamma) * extent;
     axis.length = extent / static_cast<A>(bins);

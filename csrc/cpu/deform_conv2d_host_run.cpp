@@ -1,20 +1,16 @@
-// Test-only operators: the device's bodies in a plain loop, so that machines without a GPU prove the device arithmetic.
+// Test-only operators: the device's bodies on the host, one lane an item in a plain loop and 32 lanes in lock step, so
+// that machines without a GPU prove the device arithmetic, its strides and its sums over lanes.
 
 #include <torch/library.h>
 
 #include "common/deform_conv2d_device.h"
+#include "cpu/lock_step.h"
 
 TORCH_LIBRARY_FRAGMENT(dk_detection, m) {
-  m.def(
-      "_deform_conv2d_host_run(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[2] stride, "
-      "int[2] padding, int[2] dilation) -> Tensor");
-  m.def(
-      "_deform_conv2d_host_run_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
-      "int[2] stride, int[2] padding, int[2] dilation, bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, "
-      "Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(dk_detection, CPU, m) {
-  m.impl("_deform_conv2d_host_run", &dk::deform_conv2d_device<dk::HostLauncher>);
-  m.impl("_deform_conv2d_host_run_backward", &dk::deform_conv2d_backward_device<dk::HostLauncher>);
+  m.def("_deform_conv2d_host_run", &dk::deform_conv2d_device<dk::HostLauncher>);
+  m.def("_deform_conv2d_host_run_backward", &dk::deform_conv2d_backward_device<dk::HostLauncher>);
+#ifdef DK_HAS_LOCK_STEP
+  m.def("_deform_conv2d_lock_step", &dk::deform_conv2d_device<dk::LockStepLauncher>);
+  m.def("_deform_conv2d_lock_step_backward", &dk::deform_conv2d_backward_device<dk::LockStepLauncher>);
+#endif
 }

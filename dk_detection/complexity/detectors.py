@@ -30,6 +30,8 @@ def count_file(
     try:
         with torch.device("meta"):
             detector = fold_scopes(build(path))
+    except UserError:
+        raise
     except Exception as error:  # whatever is wrong with a file that names classes
         raise UserError(f"{path}: the config's model cannot be built ({type(error).__name__}: {error})") from error
     try:

@@ -18,6 +18,8 @@ import numpy as np
 
 # So many pictures of a data set are opened before a run; all take as long as it takes to read the annotations of COCO.
 SAMPLE = 1000
+# How files of pictures end that are not cut off.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 # What the segmentation of an annotation is.
 _MISSING, _NO_POLYGON, _POLYGONS, _RLE = range(4)
 
@@ -206,6 +208,7 @@ class CocoFile:
         low, sizes = self._boxes[:, :2], self._sizes[self._image_of]
         extent = np.minimum(low + self._boxes[:, 2:], sizes) - np.maximum(low, 0)
         tally.drop((extent <= 1e-5).any(1), "with a box without area inside of the picture")
+        tally.remark((extent < 1).any(1), "with a box narrower than a pixel")  # as of coordinates from 0 to 1
         return tally
 
     def judged(self, classes: Sequence[str] | None = None, *, masks: bool) -> Tally:
@@ -482,12 +485,28 @@ def _size_of_file(path: str) -> int | None:
         return None
 
 
+def _loads(picture) -> bool:
+    try:
+        picture.load()
+    except (OSError, SyntaxError):  # of a PNG
+        return False
+    return True
+
+
+def _last_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.stat(path).st_size - 64))
+        return file.read()
+
+
 def _size_of_picture(path: str) -> tuple[int, int] | None:
     """Width and height as both frameworks see a picture: turned as its EXIF data says. None if it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:  # reads the header only
+            if picture.format in _ENDS and _ENDS[picture.format] not in _last_bytes(path) and not _loads(picture):
+                return None  # OpenCV would fill it up
             # In a PNG the pixels would have to be read to come to the EXIF entry.
             turned = picture.format in ("JPEG", "MPO", "TIFF") and picture.getexif().get(0x0112, 1) >= 5
             return picture.size[::-1] if turned else picture.size

@@ -2,11 +2,11 @@
 
 import math
 import os
+from functools import partial
 
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.layers import ROIAlign
-from detectron2.modeling import GeneralizedRCNN, StandardROIHeads, build_model
+from detectron2.modeling import GeneralizedRCNN, StandardROIHeads
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes
@@ -14,8 +14,7 @@ from torch import nn
 
 from dk_detection.complexity.counting import Part
 from dk_detection.complexity.detectors import DetectorCounter, count_file, fixed_rois, zero_on_cpu
-from dk_detection.config_files import is_lazy_config
-from dk_detection.detectron2.config import add_dk_config
+from dk_detection.detectron2.jobs import load_job
 from dk_detection.errors import UserError
 
 
@@ -35,17 +34,8 @@ def count_config(path: str | os.PathLike, shape: tuple[int, int] = (800, 1200), 
         UserError: The file is no detector's config; its detector is of a kind that is not known here; the image is too
             small; or an operator computes no shapes on the meta device.
     """
-    return count_file(path, _build, lambda detector: count_detector(detector, shape, rois))
-
-
-def _build(path: str) -> nn.Module:
-    if is_lazy_config(path):
-        return instantiate(LazyConfig.load(path).model)
-    cfg = get_cfg()
-    add_dk_config(cfg)
-    cfg.merge_from_file(path)
-    cfg.MODEL.DEVICE = "meta"
-    return build_model(cfg)
+    count = partial(count_detector, shape=shape, rois=rois)
+    return count_file(path, lambda path: load_job(path).build_model("meta"), count)
 
 
 def count_detector(detector: nn.Module, shape: tuple[int, int], rois: int) -> list[Part]:

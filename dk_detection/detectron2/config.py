@@ -1,17 +1,28 @@
 """The keys that we add to Detectron2's YAML, and the configs of this project by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
 from inspect import signature
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig
 
 from dk_detection import config_files
-from dk_detection.layers.table import TABLE
+from dk_detection.layers.table import ROI_LAYERS, TABLE
 from dk_detection.mimicking import FeatureMimicking
 
 # Arguments of RoI layers that a pooler knows from elsewhere.
 _KNOWN = {"output_size", "in_channels", "output_channels", "spatial_scale", "sampling_ratio", "device", "dtype"}
+
+# Who reads keys of MODEL.DK: the setting of MODEL that names it, and its names.
+_READERS = {
+    ("NETWORK", "EXCHANGE"): ("META_ARCHITECTURE", ["DkDeformable"]),
+    ("REDUCED_CHANNELS",): ("BACKBONE.NAME", ["build_dk_reduced_resnet_backbone"]),
+    ("BACKBONE", "NORM_EVAL"): ("BACKBONE.NAME", ["build_dk_fpn_backbone"]),
+    ("BOX_POOLER",): ("ROI_BOX_HEAD.POOLER_TYPE", list(ROI_LAYERS)),
+    ("MASK_POOLER",): ("ROI_MASK_HEAD.POOLER_TYPE", list(ROI_LAYERS)),
+    ("MIMIC",): ("META_ARCHITECTURE", ["DkMimicRCNN"]),
+}
 
 
 def add_dk_config(cfg: CfgNode) -> None:
@@ -44,8 +55,28 @@ def add_dk_config(cfg: CfgNode) -> None:
     # Factors on the learning rate by parts of parameters' names: [[conv_offset, 0.1]]. They act in this project's
     # tools/train_net.py only: Detectron2's builds the optimiser of a YAML config without asking for any.
     cfg.SOLVER.DK_LR_FACTORS = []
+    # Pictures of what the network looks at and the norms of its offsets, every so many iterations, 0: never. Arguments
+    # of DkVisualizeHook, for this project's tools/train_net.py.
+    cfg.DK_VISUALIZE = CfgNode({"PERIOD": 0, "LAYER": None, "LEVELS": 3, "SCORE": 0.3})
     # Test-time augmentation: options of dk_detection.evaluation.box_averaging.average_boxes; 0 iterations do nothing.
     cfg.TEST.AUG.BOX_AVERAGING = CfgNode({"ITERATIONS": 0, "IOU_THRESHOLD": 0.5})
+
+
+def network_of(cfg: CfgNode) -> str:
+    """The meta-architecture of the network itself, also where convolutions of it are exchanged."""
+    model = cfg.MODEL
+    return model.DK.NETWORK if model.META_ARCHITECTURE == "DkDeformable" else model.META_ARCHITECTURE
+
+
+def unread_keys(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys of MODEL.DK that do not have their defaults and that nothing reads, each with the reason."""
+    default = CfgNode({"MODEL": {}, "SOLVER": {}, "TEST": {"AUG": {}}})
+    add_dk_config(default)
+    for keys, (reader, names) in _READERS.items():
+        value = reduce(getattr, reader.split("."), cfg.MODEL)
+        if value not in names and not (keys == ("MIMIC",) and network_of(cfg) in names):
+            wrong = f"MODEL.{reader} is {value!r}, expected {' or '.join(names)}"
+            yield from ((f"MODEL.DK.{key}", wrong) for key in keys if cfg.MODEL.DK[key] != default.MODEL.DK[key])
 
 
 def get_config(name: str) -> CfgNode | DictConfig:

@@ -7,29 +7,19 @@ an inference that was resumed gives the same bytes as one that was not.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.transforms import AugmentationList
-from detectron2.engine import launch
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import OmegaConf
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
 
-from dk_detection.config_files import is_lazy_config
-from dk_detection.detectron2.train import _join_torchrun, _LazyJob, _YamlJob
-from dk_detection.detectron2.tta import tta_of_lazy_config, tta_of_yaml
+from dk_detection.detectron2.jobs import load_job, load_weights, reading, start
 from dk_detection.errors import UserError, catch_sigterm
 from dk_detection.evaluation import shards
 from dk_detection.evaluation.results import ImageSet
@@ -64,17 +54,7 @@ def run(
         UserError: Something that the user can put right.
     """
     images.check_files(image_folder)
-    arguments = (config, checkpoint, images, image_folder, folder, tta, list(options))
-    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        _join_torchrun()
-        return _main(*arguments)
-    try:
-        launch(_main, num_gpus, dist_url="auto", args=arguments)
-    except ProcessRaisedException as error:  # of several processes; it holds the text of the first one's traceback
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if not kind.endswith(UserError.__name__):
-            raise
-        raise UserError(message) from None
+    start(_main, (config, checkpoint, images, image_folder, folder, tta, list(options)), num_gpus, url="auto")
 
 
 def test_set(config: str, options: Sequence[str] = ()) -> tuple[str, str]:
@@ -83,18 +63,11 @@ def test_set(config: str, options: Sequence[str] = ()) -> tuple[str, str]:
     Raises:
         UserError: The config cannot be loaded, or its test set is not one of COCO's kind.
     """
-    names = _job(config, options).data()["test"]
+    names = load_job(config, options).data()["test"]
     metadata = MetadataCatalog.get(names[0]) if len(names) == 1 and names[0] in DatasetCatalog.list() else None
     if not metadata or not metadata.get("json_file"):
         raise UserError(f"{config}: its test set is not one of COCO's kind, got {', '.join(names)}")
     return metadata.json_file, metadata.image_root
-
-
-def _job(config: str, options: Sequence[str]) -> _YamlJob | _LazyJob:
-    job = (_LazyJob if is_lazy_config(config) else _YamlJob)(config, list(options))
-    if job.device.startswith("cuda") and not torch.cuda.is_available():
-        job.device = "cpu"
-    return job
 
 
 def _main(
@@ -107,31 +80,22 @@ def _main(
     options: list[str],
 ) -> None:
     catch_sigterm()  # in a process that `launch` started nobody else has
-    job = _job(config, options)
-    cfg = job.cfg
-    if isinstance(job, _LazyJob):
-        model, mapper = instantiate(cfg.model).to(job.device), instantiate(cfg.dataloader.test.mapper)
-        settings = cfg.get("tta") or OmegaConf.create()
-        augmented, identity = tta_of_lazy_config, (cfg.model, cfg.dataloader.test.mapper, tta and settings)
-        num_workers = cfg.dataloader.test.get("num_workers", 0)
-    else:
-        model, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
-        settings, augmented, identity = cfg, tta_of_yaml, (cfg.MODEL, cfg.INPUT, cfg.TEST, tta)
-        num_workers = cfg.DATALOADER.NUM_WORKERS
+    job = load_job(config, options).prepare()
+    model, mapper = job.build_model(job.device), job.mapper()
     _check_categories(model, job.data()["test"], images)
-    if not os.path.isfile(checkpoint):
-        raise UserError(f"{checkpoint}: there is no such checkpoint")
+    with reading(checkpoint):
+        weights = Path(checkpoint).read_bytes()
     shards.claim(
         folder,
-        config=re.sub(" at 0x[0-9a-f]+", "", str(identity)).encode(),
-        checkpoint=Path(checkpoint).read_bytes(),
+        config=repr((job.predicting(tta), tta)).encode(),
+        checkpoint=weights,
         images=repr(list(images.images)).encode(),
     )
     setup_logger(folder, distributed_rank=comm.get_rank())
-    _Checkpointer(model).load(checkpoint)
+    load_weights(model, checkpoint)
     if tta:
         mapper.augmentations = AugmentationList([])  # the views are made of the image as it is
-        model = augmented(settings, model)
+        model = job.augmented(model)
 
     finished = shards.finished(folder)
     unfinished = [
@@ -146,7 +110,7 @@ def _main(
     ]
     comm.synchronize()  # nobody adds a result before all have looked
     if unfinished:
-        loader = build_detection_test_loader(unfinished, mapper=mapper, num_workers=num_workers)
+        loader = build_detection_test_loader(unfinished, mapper=mapper, num_workers=job.num_workers)
         inference_on_dataset(model, loader, ResultShards(folder, sorted(images.categories)))
 
 
@@ -165,20 +129,6 @@ def _check_categories(model: nn.Module, data_sets: list[str], images: ImageSet) 
             raise UserError(
                 f"{images.path}: its categories are not those of {name} in the same order; number {first} is "
                 f"{names[first]!r} here and {classes[first]!r} there"
-            )
-
-
-class _Checkpointer(DetectionCheckpointer):
-    """Refuses to leave a weight as it was; Detectron2 warns, and the figures look like a bad result."""
-
-    def _log_incompatible_keys(self, incompatible) -> None:
-        super()._log_incompatible_keys(incompatible)
-        wrong = [*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)]
-        wrong = [key for key in wrong if not key.startswith("mimic.")]  # without effect on predictions
-        if wrong:
-            raise UserError(
-                f"the checkpoint does not fit the model of this config: {len(wrong)} weights are missing or have "
-                f"another shape, such as {wrong[0]}"
             )
 
 

@@ -42,7 +42,7 @@ def override_lazy(cfg: DictConfig, options: list[str], keys: Iterable[str]) -> D
         except UserError as error:
             raise UserError(f"{option}: {error}") from None
         except Exception as error:
-            raise UserError(f"{option}: expected key=value ... ({_reason(error)})") from error
+            raise UserError(f"{option}: expected key=value ... ({first_line(error)})") from error
     return cfg
 
 
@@ -68,7 +68,7 @@ def override_yaml(cfg: CfgNode, options: list[str]) -> None:
         unknown = [key for key in options[::2] if key not in set(_keys(cfg, ""))]
         close = difflib.get_close_matches(unknown[0], list(_keys(cfg, "")), 1, 0.6) if unknown else []
         meant = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{' '.join(options)}: expected KEY VALUE ... ({_reason(error)}){meant}") from error
+        raise UserError(f"{' '.join(options)}: expected KEY VALUE ... ({first_line(error)}){meant}") from error
 
 
 def _keys(cfg: CfgNode, place: str) -> Iterator[str]:
@@ -79,5 +79,8 @@ def _keys(cfg: CfgNode, place: str) -> Iterator[str]:
             yield place + key
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+def first_line(error: Exception) -> str:
+    """The kind of an error and what it says first; torch begins with a heading where it lists what is wrong."""
+    heading, _, rest = str(error).strip().partition("\n")
+    text = rest.strip().partition("\n")[0] if heading.startswith("Error(s) in loading state_dict") else heading
+    return f"{type(error).__name__}: {text}"

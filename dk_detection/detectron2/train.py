@@ -7,15 +7,13 @@ folder named after the config, and errors that say what to do.
 import argparse
 import math
 import os
-import urllib.error
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import reduce
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     AMPTrainer,
@@ -25,34 +23,26 @@ from detectron2.engine import (
     default_setup,
     default_writers,
     hooks,
-    launch,
 )
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
 
-from dk_detection.config_files import is_lazy_config
+from dk_detection.config_files import differences, is_lazy_config
 from dk_detection.datasets.coco_check import handed_on
-from dk_detection.detectron2.config import add_dk_config
 from dk_detection.detectron2.data import check_data
-from dk_detection.detectron2.options import override_lazy, override_yaml
+from dk_detection.detectron2.jobs import LazyJob, YamlJob, building, load_job, load_weights, reading, start
 from dk_detection.detectron2.solver import LearningRateFactors
-from dk_detection.detectron2.tta import tta_of_lazy_config, tta_of_yaml
+from dk_detection.detectron2.visualize_hook import hooks_for_pictures
 from dk_detection.errors import UserError, catch_sigterm
 
-# What a LazyConfig has to set.
-_LAZY_KEYS = {
-    **dict.fromkeys(("model", "dataloader", "train", "optimizer", "lr_multiplier"), DictConfig),
-    **dict.fromkeys(("train.amp", "train.ddp", "train.checkpointer"), DictConfig),
-    **dict.fromkeys(("train.device", "train.output_dir"), str),
-    **dict.fromkeys(("train.max_iter", "train.eval_period", "train.log_period"), int),
-    "train.amp.enabled": bool,
-}
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
 _INTERRUPTED = "interrupted; the same command with --resume continues"
+_BRANCHES = {"conv_offset", "kernel_offset", "offset_fc"}  # what makes the offsets of our layers
+# Settings that may be others whenever a run is resumed, besides those for tests.
+_HARMLESS = {"WEIGHTS", "DEVICE", "NUM_WORKERS", "CHECKPOINT_PERIOD", "VIS_PERIOD", "num_workers", "vis_period"}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -78,26 +68,10 @@ def run(args: argparse.Namespace) -> None:
             f"{args.config_file}: Detectron2 trains a YAML config in several processes on GPUs only, and there is "
             "none; a LazyConfig trains on the CPU, too"
         )
-    if under_torchrun:
-        _join_torchrun()
-        return _main(args)
     try:
-        launch(_main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
-    except ProcessRaisedException as error:  # of several processes; it holds the text of the first one's traceback
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if not kind.endswith(UserError.__name__):
-            raise
-        raise UserError(message) from None
+        start(_main, (args,), args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     except KeyboardInterrupt as error:
         raise type(error)(str(error) or _INTERRUPTED) from None
-
-
-def _join_torchrun() -> None:
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 def _main(args: argparse.Namespace) -> None:
@@ -106,55 +80,83 @@ def _main(args: argparse.Namespace) -> None:
     default_setup(job.cfg, args)
     try:
         with handed_on(job.contents):
-            results = job.evaluate(args.resume) if args.eval_only else job.train(args.resume)
-    except urllib.error.URLError as error:
-        raise UserError(
-            f"pretrained weights could not be downloaded ({error.reason}); name a file of them, or start from random "
-            "ones with MODEL.WEIGHTS '' (YAML) or train.init_checkpoint='' (LazyConfig)"
-        ) from error
+            train = _train_yaml if isinstance(job, YamlJob) else _train_lazy
+            results = (_evaluate if args.eval_only else train)(job, args.resume)
     except BaseException as error:
         # Detectron2's hooks run on the way out, and the one that writes the log fails in the first iterations.
         stop = error
         while not isinstance(stop, KeyboardInterrupt):
             if (stop := stop.__context__) is None:
                 raise
-        known = DetectionCheckpointer(nn.Module(), job.output_dir).has_checkpoint()
-        raise type(stop)(_INTERRUPTED if known else "interrupted before the first checkpoint") from None
+        raise type(stop)(_INTERRUPTED if job.last_checkpoint() else "interrupted before the first checkpoint") from None
     if comm.is_main_process():
         _summarise(results or {}, job.output_dir)
 
 
-def _load(args: argparse.Namespace) -> "_YamlJob | _LazyJob":
-    job = (_LazyJob if is_lazy_config(args.config_file) else _YamlJob)(args.config_file, args.opts)
-    try:
-        torch.device(job.device)
-    except RuntimeError as error:
-        raise UserError(f"{args.config_file}: {job.device!r} is no device ({_reason(error)})") from error
-    if job.device.startswith("cuda") and not torch.cuda.is_available():
-        job.device = "cpu"
+def _load(args: argparse.Namespace) -> YamlJob | LazyJob:
+    job = load_job(args.config_file, args.opts).prepare()
     if job.amp and job.device == "cpu" and not args.eval_only:
         raise UserError(f"{args.config_file}: Detectron2 trains with mixed precision on a GPU only, and there is none")
     if job.output_dir == _DEFAULT_OUTPUT_DIR:
         job.output_dir = os.path.join("work_dirs", os.path.splitext(os.path.basename(args.config_file))[0])
+    checkpoint = job.checkpoint(args.resume)
+    with reading(checkpoint):
+        if args.resume and not args.eval_only and job.last_checkpoint():
+            _check_same_run(job, checkpoint)
     data = job.data() | ({"train": []} if args.eval_only else {})
     job.contents = check_data(**data) if comm.is_main_process() else {}
-    if isinstance(job, _YamlJob):  # a LazyConfig brings its evaluator
+    if isinstance(job, YamlJob):  # a LazyConfig brings its evaluator
         for name in job.cfg.DATASETS.TEST:
             if (kind := MetadataCatalog.get(name).get("evaluator_type")) != "coco":
                 raise UserError(f"{name}: only data sets of COCO's kind can be evaluated here, this one's is {kind}")
-    weights = job.weights
-    resumes = args.resume and os.path.isfile(os.path.join(job.output_dir, "last_checkpoint"))
-    if weights and not resumes and "://" not in weights and not os.path.isfile(weights.partition("?")[0]):
-        raise UserError(f"{weights}: there is no such checkpoint")
-    if args.eval_only and not weights and not resumes:
+    if args.eval_only and not checkpoint:
         raise UserError(
             f"--eval-only: name a checkpoint with {job.WEIGHTS.format('CKPT')}, or write --resume for the last"
         )
     return job
 
 
-class _Trainer(DefaultTrainer):
+class _Settings:
+    """Puts the settings of a run into its checkpoints, for `_check_same_run`."""
+
+    def __init__(self, settings: dict) -> None:
+        self.settings = settings
+
+    def state_dict(self) -> dict:
+        return self.settings
+
+    def load_state_dict(self, settings: dict) -> None:
+        """They stay as they are: the run goes on with its own."""
+
+
+def _check_same_run(job: YamlJob | LazyJob, checkpoint: str) -> None:
+    """Refuses to resume the run of another model or other data, and says what else differs."""
+    theirs = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False).get("settings")
+    ours = job.settings()
+    if theirs is None:  # of Detectron2's own script
+        return
+    if found := differences(theirs, ours, job.identity, _may_differ):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"it belongs to the run of another config; they differ in {'; '.join(found[:3])}{more}. Choose another "
+            "output folder, or the config and options of that run"
+        )
+    if comm.is_main_process():
+        for difference in differences(theirs, ours, job.from_here_on, _may_differ):
+            print(f"{checkpoint}: the run goes on with another {difference}.", flush=True)
+
+
+def _may_differ(key: str) -> bool:
+    return key in _HARMLESS or "test" in key.lower().split("_")
+
+
+class Trainer(DefaultTrainer):
     """Detectron2's trainer, with learning-rate factors and COCO evaluation."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        with building("the model of the config"):
+            return super().build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -172,165 +174,102 @@ class _Trainer(DefaultTrainer):
         optimizer.param_groups = groups
         return optimizer
 
+    def build_hooks(self):
+        settings = {name.lower(): value for name, value in self.cfg.DK_VISUALIZE.items()}
+        # In front of the writers, which then see what belongs to their iteration.
+        return [*hooks_for_pictures(self.model, self._trainer.data_loader, settings), *super().build_hooks()]
+
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, folder="inference"):
         return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
 
     @classmethod
-    def test_augmented(cls, cfg, model) -> dict:
-        """Evaluates with test-time augmentation, where the config asks for it."""
-        if not cfg.TEST.AUG.ENABLED:
-            return {}
+    def test_augmented(cls, cfg, augmented) -> dict:
+        """Evaluates a detector with test-time augmentation."""
         evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, tta_of_yaml(cfg, model), evaluators)
-        return {f"{name}_TTA": value for name, value in results.items()}
+        return {f"{name}_TTA": value for name, value in cls.test(cfg, augmented, evaluators).items()}
 
 
-class _Setting:
-    """An attribute of a job that is a setting of its config, `cfg`."""
-
-    def __init__(self, name: str) -> None:
-        *self.path, self.name = name.split(".")
-
-    def _node(self, job):
-        return reduce(getattr, self.path, job.cfg)
-
-    def __get__(self, job, owner=None):
-        return getattr(self._node(job), self.name)
-
-    def __set__(self, job, value) -> None:
-        setattr(self._node(job), self.name, value)
+def _train_yaml(job: YamlJob, resume: bool) -> dict:
+    cfg = job.cfg
+    trainer = Trainer(cfg)
+    _say_unused(dict(cfg.SOLVER.DK_LR_FACTORS), trainer.model)
+    trainer.checkpointer.add_checkpointable("settings", _Settings(job.settings()))
+    with _keeping(trainer.optimizer), reading(job.checkpoint(resume)):
+        trainer.resume_or_load(resume)
+    if cfg.TEST.AUG.ENABLED:
+        augmented = job.augmented(trainer.model)
+        trainer.register_hooks([hooks.EvalHook(0, lambda: Trainer.test_augmented(cfg, augmented))])
+    trainer.train()
+    return _latest(trainer)
 
 
-class _YamlJob:
-    WEIGHTS = "MODEL.WEIGHTS {}"
-    device, output_dir, weights, amp = map(
-        _Setting, ("MODEL.DEVICE", "OUTPUT_DIR", "MODEL.WEIGHTS", "SOLVER.AMP.ENABLED")
-    )
-
-    def __init__(self, path: str, opts: list[str]) -> None:
-        self.cfg = get_cfg()
-        add_dk_config(self.cfg)
-        try:
-            self.cfg.merge_from_file(path)
-        except Exception as error:
-            raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        override_yaml(self.cfg, opts)
-
-    def data(self) -> dict:
-        """The arguments of `check_data`."""
-        model = self.cfg.MODEL
-        network = model.DK.NETWORK if model.META_ARCHITECTURE == "DkDeformable" else model.META_ARCHITECTURE
-        heads = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "DkMimicRCNN": "ROI_HEADS"}
-        heads |= {"RetinaNet": "RETINANET"}
-        head = heads.get(network)
-        return dict(
-            train=list(self.cfg.DATASETS.TRAIN),
-            test=list(self.cfg.DATASETS.TEST),
-            masks=model.MASK_ON,
-            rle=self.cfg.INPUT.MASK_FORMAT == "bitmask",
-            filter_empty=self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            num_classes={f"MODEL.{head}.NUM_CLASSES": model[head].NUM_CLASSES} if head else {},
-        )
-
-    def train(self, resume: bool) -> dict:
-        trainer = _Trainer(self.cfg)
-        with _keeping(trainer.optimizer):
-            trainer.resume_or_load(resume)
-        if self.cfg.TEST.AUG.ENABLED:
-            trainer.register_hooks([hooks.EvalHook(0, lambda: _Trainer.test_augmented(self.cfg, trainer.model))])
-        trainer.train()
-        return _latest(trainer)
-
-    def evaluate(self, resume: bool) -> dict:
-        model = _Trainer.build_model(self.cfg)
-        DetectionCheckpointer(model, self.output_dir).resume_or_load(self.weights, resume=resume)
-        return flatten_results_dict(_Trainer.test(self.cfg, model) | _Trainer.test_augmented(self.cfg, model))
-
-
-class _LazyJob:
-    WEIGHTS = "train.init_checkpoint={}"
-    device, output_dir, weights, amp = map(
-        _Setting, ("train.device", "train.output_dir", "train.init_checkpoint", "train.amp.enabled")
-    )
-
-    def __init__(self, path: str, opts: list[str]) -> None:
-        try:
-            self.cfg = LazyConfig.load(path)
-        except Exception as error:
-            raise UserError(f"{path}: the config cannot be loaded ({_reason(error)})") from error
-        keys = {key.partition(".")[0] for key in _LAZY_KEYS}
-        self.cfg = override_lazy(self.cfg, opts, keys | {"tta"})
-        for key, kind in _LAZY_KEYS.items():
-            value = OmegaConf.select(self.cfg, key)
-            if value is None:
-                raise UserError(f"{path}: the config sets no {key}")
-            if not isinstance(value, kind):
-                raise UserError(f"{path}: {key} is {value!r}, expected {kind.__name__}")
-
-    def data(self) -> dict:
-        """The arguments of `check_data`."""
-        names = (OmegaConf.select(self.cfg.dataloader, f"{split}.dataset.names") or [] for split in ("train", "test"))
-        train, test = ([value] if isinstance(value, str) else list(value) for value in names)
-        loader = self.cfg.dataloader.get("train") or {}
-        return dict(
-            train=train,
-            test=test,
-            masks=bool(OmegaConf.select(loader, "mapper.use_instance_mask")),
-            rle=OmegaConf.select(loader, "mapper.instance_mask_format") == "bitmask",
-            filter_empty=OmegaConf.select(loader, "dataset.filter_empty") is not False,
-            num_classes=dict(_num_classes(self.cfg.model, "model")),
-        )
-
-    def train(self, resume: bool) -> dict:
-        cfg = self.cfg
-        model = instantiate(cfg.model).to(cfg.train.device)
-        cfg.optimizer.params.model = model
+def _train_lazy(job: LazyJob, resume: bool) -> dict:
+    cfg, settings = job.cfg, _Settings(job.settings())
+    model = job.build_model(job.device)
+    _say_unused(OmegaConf.select(cfg, "optimizer.params.lr_factor_func.factors") or {}, model)
+    cfg.optimizer.params.model = model
+    with building(f"{job.path}: the optimizer"):
         optimizer = instantiate(cfg.optimizer)
-        loader = instantiate(cfg.dataloader.train)
-        # Detectron2 takes it for granted that each process has a GPU.
-        devices = {"device_ids": None} if self.device == "cpu" else {}
-        model = create_ddp_model(model, **cfg.train.ddp, **devices)
-        trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-        checkpointer = DetectionCheckpointer(model, self.output_dir, trainer=trainer)
-        trainer.register_hooks(
-            [hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))]
-            + ([hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)] if comm.is_main_process() else [])
-            + [hooks.EvalHook(cfg.train.eval_period, lambda: self._test(model))]
-        )
-        if comm.is_main_process():  # last, so that the figures of an evaluation are written too
-            writers = default_writers(self.output_dir, cfg.train.max_iter)
-            trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
-        with _keeping(optimizer):
-            checkpointer.resume_or_load(self.weights, resume=resume)
-        resumed = resume and checkpointer.has_checkpoint()
-        trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
-        return _latest(trainer)
+    loader = instantiate(cfg.dataloader.train)
+    # Detectron2 takes it for granted that each process has a GPU.
+    devices = {"device_ids": None} if job.device == "cpu" else {}
+    model = create_ddp_model(model, **cfg.train.ddp, **devices)
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
+    checkpointer = DetectionCheckpointer(model, job.output_dir, trainer=trainer, settings=settings)
+    models = _models(job, model)
+    trainer.register_hooks(
+        [hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))]
+        + ([hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)] if comm.is_main_process() else [])
+        + [hooks.EvalHook(cfg.train.eval_period, lambda: _test_lazy(job, models))]
+    )
+    trainer.register_hooks(hooks_for_pictures(model, loader, cfg.train.get("dk_visualize") or {}))
+    if comm.is_main_process():  # last, so that the figures of an evaluation are written too
+        writers = default_writers(job.output_dir, cfg.train.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+    with _keeping(optimizer), reading(job.checkpoint(resume)):
+        checkpointer.resume_or_load(job.weights, resume=resume)
+    resumed = resume and checkpointer.has_checkpoint()
+    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    return _latest(trainer)
 
-    def evaluate(self, resume: bool) -> dict:
-        model = instantiate(self.cfg.model).to(self.cfg.train.device)
-        DetectionCheckpointer(model, self.output_dir).resume_or_load(self.weights, resume=resume)
-        return flatten_results_dict(self._test(model))
 
-    def _test(self, model) -> dict:
-        if "evaluator" not in self.cfg.dataloader:
-            return {}
-        results = self._inference(model, "inference")
-        if "tta" in self.cfg and self.cfg.tta.enabled:
-            augmented = tta_of_lazy_config(self.cfg.tta, model)
-            results |= {f"{name}_TTA": value for name, value in self._inference(augmented, "inference_TTA").items()}
-        return results
+def _say_unused(factors: Mapping[str, float], model: nn.Module) -> None:
+    """Says which learning-rate factors are of no parameter, but for those that base configs set for any layers."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for part in factors.keys() - _BRANCHES:
+        if comm.is_main_process() and not any(part in name for name in names):
+            print(f"learning-rate factor of {part!r}: no parameter that learns has this in its name", flush=True)
 
-    def _inference(self, model, folder: str) -> dict:
-        evaluator = instantiate(self.cfg.dataloader.evaluator)
+
+def _evaluate(job: YamlJob | LazyJob, resume: bool) -> dict:
+    model = job.build_model(job.device)
+    load_weights(model, job.checkpoint(resume))
+    if isinstance(job, LazyJob):
+        return flatten_results_dict(_test_lazy(job, _models(job, model)))
+    results = Trainer.test(job.cfg, model)
+    if job.cfg.TEST.AUG.ENABLED:
+        results |= Trainer.test_augmented(job.cfg, job.augmented(model))
+    return flatten_results_dict(results)
+
+
+def _models(job: LazyJob, model: nn.Module) -> dict[str, nn.Module]:
+    """What is evaluated: the model and, if the config asks for it, the same with test-time augmentation."""
+    return {"": model} | ({"_TTA": job.augmented(model)} if job.cfg.get("tta") and job.cfg.tta.enabled else {})
+
+
+def _test_lazy(job: LazyJob, models: dict[str, nn.Module]) -> dict:
+    loader, results = job.cfg.dataloader, {}
+    for suffix, model in models.items() if "evaluator" in loader else ():
+        evaluator = instantiate(loader.evaluator)
         if isinstance(evaluator, COCOEvaluator):
-            evaluator = instantiate(
-                {**self.cfg.dataloader.evaluator, "output_dir": os.path.join(self.output_dir, folder)}
-            )
-        results = inference_on_dataset(model, instantiate(self.cfg.dataloader.test), evaluator)
+            folder = os.path.join(job.output_dir, f"inference{suffix}")
+            evaluator = instantiate({**loader.evaluator, "output_dir": folder})
+        found = inference_on_dataset(model, instantiate(loader.test), evaluator) or {}
         if comm.is_main_process():
-            print_csv_format(results)
-        return results or {}
+            print_csv_format(found)
+        results |= {f"{name}{suffix}": value for name, value in found.items()}
+    return results
 
 
 @contextmanager
@@ -355,15 +294,6 @@ def _keeping(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             )
 
 
-def _num_classes(node: DictConfig, place: str) -> Iterator[tuple[str, int]]:
-    """The numbers of classes of a model's heads with their places; of others than boxes and masks they may differ."""
-    for key, value in node.items():
-        if isinstance(value, DictConfig) and key not in ("backbone", "sem_seg_head"):
-            yield from _num_classes(value, f"{place}.{key}")
-        elif key == "num_classes" and isinstance(value, int):
-            yield f"{place}.{key}", value
-
-
 def _latest(trainer) -> dict:
     """The figures of the last evaluation, as the trainer's log has them."""
     return {name: value for name, (value, _) in trainer.storage.latest().items() if "/AP" in name}
@@ -381,7 +311,3 @@ def _summarise(results: dict, output_dir: str) -> None:
     if figures:
         print(f"{', '.join(figures)} (COCO metric, 0 to 100)", flush=True)
     print(f"Everything is in {output_dir}", flush=True)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

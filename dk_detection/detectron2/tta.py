@@ -1,12 +1,15 @@
 """Test-time augmentation: Detectron2's, in LazyConfigs too, and with box averaging on request."""
 
+from collections.abc import Mapping
+
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dk_detection.errors import UserError
 from dk_detection.evaluation.box_averaging import average_boxes
 
 # Of a LazyConfig that sets no `tta`, or only some of it: multi-scale testing of Deformable ConvNets (2017, Table 5).
@@ -29,6 +32,9 @@ class DkRCNNWithTTA(GeneralizedRCNNWithTTA):
         batch_size: int = 3,
         box_averaging: dict | None = None,
     ) -> None:
+        network = getattr(model, "module", model)
+        if not isinstance(network, GeneralizedRCNN):
+            raise UserError(f"test-time augmentation is for a GeneralizedRCNN, this is a {type(network).__name__}")
         super().__init__(cfg, model, tta_mapper, batch_size)
         self.box_averaging = box_averaging
 
@@ -47,6 +53,15 @@ def tta_of_yaml(cfg: CfgNode, model: nn.Module) -> DkRCNNWithTTA:
     """A detector that predicts from several views of an image, those of TEST.AUG."""
     options = {name.lower(): value for name, value in cfg.TEST.AUG.BOX_AVERAGING.items()}
     return DkRCNNWithTTA(cfg, model, box_averaging=options)
+
+
+def check_tta(settings: Mapping) -> None:
+    """Refuses a `tta` of a LazyConfig with a key that nothing reads, or that is neither on nor off."""
+    known = {"enabled", *DEFAULTS}
+    if unknown := sorted(settings.keys() - known):
+        raise UserError(f"there is no setting tta.{unknown[0]}; there are {', '.join(sorted(known))}")
+    if not isinstance(enabled := settings.get("enabled", False), bool):
+        raise UserError(f"tta.enabled is {enabled!r}, expected True or False")
 
 
 def tta_of_lazy_config(settings: DictConfig, model: nn.Module) -> DkRCNNWithTTA:

@@ -1,24 +1,16 @@
 """Detectron2's detectors, as `dk_detection.visualization` takes them."""
 
-import os
-
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
-from detectron2.modeling import GeneralizedRCNN, StandardROIHeads, build_model
+from detectron2.modeling import GeneralizedRCNN, StandardROIHeads
 from detectron2.structures import Boxes
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dk_detection.config_files import is_lazy_config
-from dk_detection.detectron2.config import add_dk_config
+from dk_detection.detectron2.jobs import load_job, load_weights
 from dk_detection.errors import UserError
 from dk_detection.visualization.detectors import Objects, Sample
-
-_TRAINING_ONLY = "mimic.classifier."
 
 
 def load_detector(
@@ -35,57 +27,14 @@ def load_detector(
     Raises:
         UserError: The config is none of a detector, or the checkpoint is of another config.
     """
-    options = options or []
-    try:
-        if is_lazy_config(config):
-            cfg = LazyConfig.apply_overrides(LazyConfig.load(config), options)
-            network, mapper = instantiate(cfg.model), instantiate(cfg.dataloader.test.mapper)
-            data_set = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-        else:
-            cfg = get_cfg()
-            add_dk_config(cfg)
-            cfg.merge_from_file(config)
-            cfg.merge_from_list(options)
-            cfg.MODEL.DEVICE = "cpu"
-            network, mapper = build_model(cfg), DatasetMapper(cfg, is_train=False)
-            data_set = cfg.DATASETS.TEST
-    except Exception as error:  # whatever is wrong with a file that names classes
-        raise UserError(f"{config}: the detector cannot be built ({type(error).__name__}: {error})") from error
+    job = load_job(config, options or [])
+    network, mapper = job.build_model("cpu"), job.mapper()
     if checkpoint:
-        _load_weights(network, checkpoint)
-    name = data_set if isinstance(data_set, str) or not data_set else data_set[0]
-    classes = _class_names(name) if name else None
-    return Detectron2Detector(network.to(device).eval(), mapper, classes)
-
-
-def _class_names(name: str) -> list[str] | None:
-    """A data set's own, if they are known without its annotations."""
-    return MetadataCatalog.get(name).get("thing_classes")
-
-
-class _StrictCheckpointer(DetectionCheckpointer):
-    """Loads a checkpoint that fits, and no other."""
-
-    def _log_incompatible_keys(self, incompatible) -> None:
-        wrong = [f"{key} is {theirs}, expected {ours}" for key, theirs, ours in incompatible.incorrect_shapes]
-        wrong += [f"{key} is missing" for key in incompatible.missing_keys]
-        wrong += [f"{key} is not in the model" for key in incompatible.unexpected_keys]
-        wrong = [text for text in wrong if not text.startswith(_TRAINING_ONLY)]
-        if wrong:
-            more = f" and {len(wrong) - 2} more" if len(wrong) > 2 else ""
-            raise UserError(f"the checkpoint does not fit the model of this config: {'; '.join(wrong[:2])}{more}")
-
-
-def _load_weights(network: nn.Module, checkpoint: str) -> None:
-    if "://" not in checkpoint and not os.path.isfile(checkpoint):
-        raise UserError(f"{checkpoint}: there is no such checkpoint")
-    try:
-        _StrictCheckpointer(network).load(checkpoint, checkpointables=[])
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from error
-    except Exception as error:  # depending on where a file ends, nearly any
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{checkpoint}: the checkpoint cannot be read ({reason})") from error
+        load_weights(network, checkpoint)
+    data_sets = job.data()["test"]
+    # A data set's own, if they are known without its annotations.
+    classes = MetadataCatalog.get(data_sets[0]).get("thing_classes") if data_sets else None
+    return Detectron2Detector(network.to(device).eval().requires_grad_(False), mapper, classes)
 
 
 class Detectron2Detector:

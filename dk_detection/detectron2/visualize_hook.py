@@ -1,6 +1,7 @@
 """Pictures and figures of what a network looks at, while it is trained."""
 
 import logging
+from collections.abc import Iterable, Mapping
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -8,7 +9,27 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dk_detection.detectron2.visualize import Detectron2Detector
+from dk_detection.errors import UserError
 from dk_detection.visualization import kinds, pictures
+
+
+def hooks_for_pictures(model: nn.Module, loader: Iterable, settings: Mapping) -> list[HookBase]:
+    """The hook that a config asks for, in the first of several processes, or none.
+
+    Args:
+        model: The detector, also inside DistributedDataParallel.
+        loader: Of the training images; the first of them is shown.
+        settings: `period` and other arguments of `DkVisualizeHook`; without a period, or with 0, there is no hook.
+
+    Raises:
+        UserError: The hook has no such argument.
+    """
+    if not settings.get("period") or not comm.is_main_process():
+        return []
+    try:
+        return [DkVisualizeHook(model, next(iter(loader))[0], **settings)]
+    except TypeError as error:
+        raise UserError(f"pictures of what the network looks at: {error}") from error
 
 
 class DkVisualizeHook(HookBase):
@@ -16,11 +37,13 @@ class DkVisualizeHook(HookBase):
 
     The picture, `dk_sampling`, and the norms, `offset_norm/<layer>`, go to the trainer's event storage, from where its
     writers take them, TensorBoard's too. Norms are root mean squares: in pixels of the layer's input, for RoI pooling
-    in units of gamma * RoI size, for deformable kernels, `<layer>/kernel`, in cells of the scope::
+    in units of gamma * RoI size, for deformable kernels, `<layer>/kernel`, in cells of the scope.
+
+    A config asks for it by `train.dk_visualize = dict(period=500)` (LazyConfig) or DK_VISUALIZE.PERIOD (YAML), which
+    this project's tools/train_net.py reads. Other trainers register it in front of the writers, so that these see what
+    belongs to their iteration::
 
         trainer.register_hooks([DkVisualizeHook(model, next(iter(loader))[0], period=500)])
-
-    Register it in front of the writers, so that they see what belongs to their iteration.
 
     Args:
         model: The detector, also inside DistributedDataParallel.

@@ -70,6 +70,11 @@ class RigidAtRest:
         """Shape of the rigid convolution's weight: (out_channels, in_channels / groups, kH, kW)."""
         return self.out_channels, self.in_channels // self.groups, *self.kernel_size
 
+    @property
+    def _rigid_arguments(self) -> dict:
+        """What an operator takes of the rigid convolution, besides its weight."""
+        return dict(bias=self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
     def _numeric_padding(self) -> tuple[int, int]:
         if self.padding == "valid":
             return 0, 0

@@ -89,11 +89,8 @@ class CondConv2d(Lifted, nn.Conv2d):
             self.shares(input),
             self.weight,
             self.basis,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
+            groups=self.groups,
+            **self._rigid_arguments,
         )
 
     def extra_repr(self) -> str:

@@ -8,19 +8,10 @@ from dk_detection.layers._base import RigidAtRest
 from dk_detection.ops import deform_conv2d
 
 
-def split_modulation(values: Tensor, taps: int) -> dict[str, Tensor]:
-    """Offsets and modulation of what a branch gives, [..., 3 * taps, outH, outW]: the last third is for a sigmoid.
-
-    `taps` are those of all offset groups.
-    """
-    offset, mask = values.split([2 * taps, taps], dim=-3)
-    return {"offset": offset, "mask": mask.sigmoid()}
-
-
-class _WithOffsetBranch(RigidAtRest):
+class WithDataOffset(RigidAtRest):
     """Adds `conv_offset`, which computes from the layer's input what each tap needs at each output position."""
 
-    _values_per_tap: int
+    _values_per_tap = 2  # 3: the last third of the channels is, through a sigmoid, the modulation
 
     def __init__(self, *args, offset_groups=1, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -28,23 +19,29 @@ class _WithOffsetBranch(RigidAtRest):
         self.offset_groups = offset_groups
         self.conv_offset = self._branch(self._values_per_tap * offset_groups * math.prod(self.kernel_size))
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[N, in_channels, H, W] or [in_channels, H, W] to the same with out_channels, outH, outW."""
-        return deform_conv2d(
-            input,
-            weight=self.weight,
-            bias=self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            **self.sampling(input),
-        )
+    def sampling(self, input: Tensor) -> dict[str, Tensor]:
+        """{"offset": [N, 2 * G * kH * kW, outH, outW], "mask": [N, G * kH * kW, outH, outW]}, G the offset groups.
+
+        There is no mask without modulation.
+        """
+        values = self.conv_offset(input)
+        if self._values_per_tap == 2:
+            return {"offset": values}
+        taps = values.shape[-3] // 3
+        offset, mask = values.split([2 * taps, taps], dim=-3)
+        return {"offset": offset, "mask": mask.sigmoid()}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}"
 
 
-class DeformConv2d(_WithOffsetBranch, nn.Conv2d):
+class _DeformConv(WithDataOffset):
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, in_channels, H, W] or [in_channels, H, W] to the same with out_channels, outH, outW."""
+        return deform_conv2d(input, weight=self.weight, **self._rigid_arguments, **self.sampling(input))
+
+
+class DeformConv2d(_DeformConv, nn.Conv2d):
     """Deformable convolution that learns its own offsets: DCNv1, Eq. 2 of Deformable Convolutional Networks (2017).
 
     Shapes:
@@ -67,14 +64,8 @@ class DeformConv2d(_WithOffsetBranch, nn.Conv2d):
         ValueError: An argument breaks its rule.
     """
 
-    _values_per_tap = 2
 
-    def sampling(self, input: Tensor) -> dict[str, Tensor]:
-        """{"offset": [N, 2 * offset_groups * kH * kW, outH, outW]}."""
-        return {"offset": self.conv_offset(input)}
-
-
-class ModulatedDeformConv2d(_WithOffsetBranch, nn.Conv2d):
+class ModulatedDeformConv2d(_DeformConv, nn.Conv2d):
     """Deformable convolution that learns offsets and modulation: DCNv2, Eq. 1 of Deformable ConvNets v2 (2018).
 
     Shapes:
@@ -106,7 +97,3 @@ class ModulatedDeformConv2d(_WithOffsetBranch, nn.Conv2d):
     def lift_weight(self, rigid_weight: Tensor) -> Tensor:
         """Twice the rigid weight, [out_channels, in_channels / groups, kH, kW]: at rest each tap counts sigmoid(0)."""
         return 2 * rigid_weight
-
-    def sampling(self, input: Tensor) -> dict[str, Tensor]:
-        """{"offset": [N, 2 * G * kH * kW, outH, outW], "mask": [N, G * kH * kW, outH, outW]}, G the offset groups."""
-        return split_modulation(self.conv_offset(input), self.conv_offset.out_channels // 3)

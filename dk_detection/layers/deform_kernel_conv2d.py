@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from dk_detection.layers._scope import WithScope
-from dk_detection.layers.deform_conv2d import split_modulation
+from dk_detection.layers.deform_conv2d import WithDataOffset
 from dk_detection.ops import deform_kernel_conv2d
 
 
@@ -27,10 +27,7 @@ class _Local(WithScope):
         return deform_kernel_conv2d(
             input,
             weight=self.scope(),
-            bias=self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            **self._rigid_arguments,
             kernel_size=self.kernel_size,
             clip=self.clip,
             **self.sampling(input),
@@ -74,7 +71,7 @@ class LocalDeformKernel2d(_Local, nn.Conv2d):
     """
 
 
-class DeformKernelConv2d(_Local, nn.Conv2d):
+class DeformKernelConv2d(WithDataOffset, _Local, nn.Conv2d):
     """Local deformable kernel and deformable convolution in one: Deformable Kernels (2020), Eq. 11.
 
     Both offsets are learned. As `LocalDeformKernel2d`, with a second branch:
@@ -95,20 +92,12 @@ class DeformKernelConv2d(_Local, nn.Conv2d):
         ValueError: An argument breaks its rule.
     """
 
-    _data_values_per_tap = 2
-
-    def __init__(self, *args, offset_groups=1, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._check_groups("offset_groups", offset_groups)
-        self.offset_groups = offset_groups
-        self.conv_offset = self._branch(self._data_values_per_tap * offset_groups * math.prod(self.kernel_size))
-
     def sampling(self, input: Tensor) -> dict[str, Tensor]:
-        """That of `LocalDeformKernel2d`, and {"offset": [N, 2 * offset_groups * kH * kW, outH, outW]}."""
-        return {**super().sampling(input), "offset": self.conv_offset(input)}
+        """That of `LocalDeformKernel2d`, and {"offset": [N, 2 * offset_groups * kH * kW, outH, outW]}.
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, offset_groups={self.offset_groups}"
+        With modulation also {"mask": [N, offset_groups * kH * kW, outH, outW]}.
+        """
+        return _Local.sampling(self, input) | WithDataOffset.sampling(self, input)
 
 
 class ModulatedDeformKernelConv2d(DeformKernelConv2d, nn.Conv2d):
@@ -118,10 +107,5 @@ class ModulatedDeformKernelConv2d(DeformKernelConv2d, nn.Conv2d):
     each tap, as in `ModulatedDeformConv2d`. It is 0.5 at rest, and `scope` is twice as strong for it.
     """
 
-    _data_values_per_tap = 3
+    _values_per_tap = 3
     _gain = 2
-
-    def sampling(self, input: Tensor) -> dict[str, Tensor]:
-        """That of `DeformKernelConv2d`, and {"mask": [N, offset_groups * kH * kW, outH, outW]}."""
-        values = super().sampling(input)
-        return {**values, **split_modulation(values["offset"], self.conv_offset.out_channels // 3)}

@@ -55,10 +55,7 @@ class GlobalDeformKernel2d(WithScope, nn.Conv2d):
         return _resampled_conv2d(
             input,
             weight=self.scope(),
-            bias=self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            **self._rigid_arguments,
             groups=self.groups,
             kernel_size=self.kernel_size,
             clip=self.clip,

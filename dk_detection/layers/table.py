@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import nn
 
+from dk_detection.layers.active_conv2d import ActiveConv2d
 from dk_detection.layers.cond_conv2d import CondConv2d
 from dk_detection.layers.deform_conv2d import DeformConv2d, ModulatedDeformConv2d
 from dk_detection.layers.deform_kernel_conv2d import (
@@ -15,6 +16,7 @@ from dk_detection.layers.deform_kernel_conv2d import (
 from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
 from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
 from dk_detection.layers.global_deform_kernel2d import GlobalDeformKernel2d
+from dk_detection.layers.kernel_evolution_conv2d import KernelEvolutionConv2d
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,20 @@ TABLE = (
         kind="conv",
         layer=CondConv2d,
         paper="Yang et al., CondConv: Conditionally Parameterized Convolutions, NeurIPS 2019",
+    ),
+    Row(
+        name="DkKernelEvolutionConv2d",
+        token="dke",
+        kind="conv",
+        layer=KernelEvolutionConv2d,
+        paper="Liu et al., Differentiable Kernel Evolution, ICCV 2019",
+    ),
+    Row(
+        name="DkActiveConv2d",
+        token="acu",
+        kind="conv",
+        layer=ActiveConv2d,
+        paper="Jeon and Kim, Active Convolution, CVPR 2017",
     ),
     Row(
         name="DkDeformRoIPool",

@@ -1,22 +1,16 @@
 """Looks at the COCO files that a config names before a run starts, so that a slip costs seconds and not an epoch."""
 
-import inspect
 import os
-import re
 from collections.abc import Iterator
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import DATASETS, METRICS, MODELS
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 
-from dk_detection.config_files import parameters_of
-from dk_detection.datasets import deformed_shapes
 from dk_detection.datasets.coco_check import SAMPLE, CocoFile, check_labels
 from dk_detection.errors import UserError
-
-# Heads with an output for each class. A proposal network has none of those, whatever its num_classes is.
-_HEADS = ("bbox_head", "mask_head")
+from dk_detection.mmengine.data_checks import advice, check_heads, class_of, datasets_of, evaluators_of, is_local
 
 
 def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
@@ -36,13 +30,13 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
     """
     files: dict[str, CocoFile] = {}
 
-    def load(where: str, path: str, advice: str = "") -> CocoFile:
+    def load(where: str, path: str, how_to_get: str = "") -> CocoFile:
         key = os.path.realpath(path)
         if key not in files:
             try:
                 files[key] = CocoFile.read(path)
             except FileNotFoundError:
-                raise UserError(f"{where}: there is no annotation file {path}{advice}") from None
+                raise UserError(f"{where}: there is no annotation file {path}{how_to_get}") from None
             except (OSError, ValueError) as error:
                 raise UserError(f"{where}: the annotation file {path} is broken: {error}") from error
         return files[key]
@@ -51,19 +45,21 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
         evaluators = list(_coco_evaluators(cfg, mode))
         labelled = mode != "test" or any(not evaluator.get("format_only") for _, evaluator in evaluators)
         classes, images, local = None, set(), True
-        for where, dataset in _datasets(cfg, mode):
-            if not _is_local(where, dataset):
+        for where, dataset in datasets_of(cfg, mode):
+            if not _reads_as(class_of(dataset, DATASETS), CocoDataset, "load_data_list", "parse_data_info"):
+                continue
+            if not is_local(where, dataset):
                 local = False
                 continue
-            advice = _advice(cfg, dataset)
+            how_to_get = advice(cfg, dataset)
             path = _path(where, dataset, "ann_file")
-            file = load(where, path, advice)
+            file = load(where, path, how_to_get)
             classes = _classes(where, dataset)
-            _check_heads(cfg, where, len(classes))
-            _check_dataset(where, path, file, dataset, classes, mode, labelled, advice)
+            check_heads(cfg, where, len(classes))
+            _check_dataset(where, path, file, dataset, classes, mode, labelled, how_to_get)
             images |= {image["id"] for image in file.images}
         for where, evaluator in evaluators:
-            if not evaluator.get("ann_file") or not _is_local(where, evaluator):
+            if not evaluator.get("ann_file") or not is_local(where, evaluator):
                 continue
             path = _path(where, evaluator, "ann_file")
             file = load(where, path)
@@ -88,7 +84,7 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
     return {path: file.content for path, file in files.items()}
 
 
-def _check_dataset(where, path, file, dataset, classes, mode, labelled, advice) -> None:
+def _check_dataset(where, path, file, dataset, classes, mode, labelled, how_to_get) -> None:
     if labelled and not file.has_annotations:
         raise UserError(f"{where}: the annotation file {path} has no 'annotations'")
     if mode == "train" and not file.annotations:
@@ -120,7 +116,7 @@ def _check_dataset(where, path, file, dataset, classes, mode, labelled, advice) 
             needed = file.images_of(file.known(classes).kept)
     folder = _path(where, dataset, "data_prefix", "img")
     if not os.path.isdir(folder or "."):
-        raise UserError(f"{where}: there is no image folder {folder}{advice}")
+        raise UserError(f"{where}: there is no image folder {folder}{how_to_get}")
     try:
         file.check_pictures(folder, needed, SAMPLE)
     except ValueError as error:
@@ -137,34 +133,6 @@ def _classes(where: str, dataset: dict) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _check_heads(cfg: Config, where: str, number: int) -> None:
-    todo = [("model", cfg.get("model") or {}, False)]
-    while todo:
-        place, value, is_head = todo.pop()
-        if isinstance(value, dict):
-            todo += [(f"{place}.{key}", inner, key in _HEADS) for key, inner in value.items()]
-            default = getattr(parameters_of(class_of(value, MODELS))[0].get("num_classes"), "default", None)
-            wanted = value.get("num_classes", default)
-            if is_head and isinstance(wanted, int) and wanted != number:
-                raise UserError(f"{place}.num_classes is {wanted}, and {where} has {number} classes")
-        elif isinstance(value, (list, tuple)):
-            todo += [(f"{place}[{i}]", inner, is_head) for i, inner in enumerate(value)]
-
-
-def _datasets(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
-    """The COCO data sets of a data loader, inside of all wrappers, with their places in the config."""
-    loader = cfg.get(f"{mode}_dataloader")
-    todo = [(f"{mode}_dataloader.dataset", loader["dataset"])] if loader else []
-    while todo:
-        where, dataset = todo.pop(0)
-        if "dataset" in dataset:
-            todo.append((f"{where}.dataset", dataset["dataset"]))
-        elif "datasets" in dataset:
-            todo += [(f"{where}.datasets[{i}]", inner) for i, inner in enumerate(dataset["datasets"])]
-        elif _reads_as(class_of(dataset, DATASETS), CocoDataset, "load_data_list", "parse_data_info"):
-            yield where, dataset
-
-
 def _coco_evaluators(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
     """The COCO evaluators of a mode with their places in the config."""
     evaluators = evaluators_of(cfg, mode)
@@ -176,30 +144,6 @@ def _coco_evaluators(cfg: Config, mode: str) -> Iterator[tuple[str, dict]]:
 def _reads_as(kind: type, base: type, *methods: str) -> bool:
     """Whether a class has inherited some methods of a base unchanged."""
     return issubclass(kind, base) and all(getattr(kind, name) is getattr(base, name) for name in methods)
-
-
-def evaluators_of(cfg: Config, mode: str) -> list[dict]:
-    """The settings of all evaluators of a mode."""
-    evaluators = cfg.get(f"{mode}_evaluator") or []
-    return [evaluators] if isinstance(evaluators, dict) else evaluators
-
-
-def class_of(settings: dict, registry) -> type:
-    """The class that a `type` means; `object` if nothing of that name is registered, which the framework will tell."""
-    kind = settings.get("type")
-    kind = kind if inspect.isclass(kind) else registry.get(kind) if isinstance(kind, str) else None
-    return kind if inspect.isclass(kind) else object
-
-
-def _is_local(where: str, settings: dict) -> bool:
-    paths = [settings.get("data_root") or "", settings.get("ann_file") or ""]
-    for key, path in zip(("data_root", "ann_file"), paths, strict=True):
-        if not isinstance(path, str):
-            raise UserError(
-                f"{where}: {key} is {path!r}, expected one path; several data sets are one as "
-                "dict(type='ConcatDataset', datasets=[...])"
-            )
-    return not settings.get("backend_args") and not any("://" in path for path in paths)
 
 
 def _path(where: str, settings: dict, *keys: str) -> str:
@@ -214,14 +158,3 @@ def _path(where: str, settings: dict, *keys: str) -> str:
     if not isinstance(path, str):
         raise UserError(f"{where}: {'.'.join(keys)} is {path!r}, expected one path")
     return os.path.join(settings.get("data_root") or "", path)
-
-
-def _advice(cfg: Config, dataset: dict) -> str:
-    """How to get the data, where that is known; begins with what it is joined to."""
-    ways = []
-    if tuple((dataset.get("metainfo") or {}).get("classes", ())) == deformed_shapes.CLASSES:
-        ways.append(f"make it with `python -m dk_detection.datasets.deformed_shapes --out {dataset['data_root']}`")
-    variables = sorted(set(re.findall(r"\{\{\s*\$(\w+)\s*:", cfg.text)))
-    if variables:
-        ways.append(f"set {' or '.join(variables)} to the folder of the data")
-    return f"; {', or '.join(ways)}" if ways else ""

@@ -10,12 +10,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATA_SAMPLERS, DATASETS, METRICS
 from mmdet.structures.mask import encode_mask_results
 from mmengine.config import Config, ConfigDict
-from mmengine.device import get_device
 from mmengine.dist import barrier, get_dist_info, get_rank
 from mmengine.evaluator import BaseMetric
 from mmengine.model import is_model_wrapper
@@ -26,9 +24,10 @@ from dk_detection.convert import translate_names
 from dk_detection.errors import UserError
 from dk_detection.evaluation import shards
 from dk_detection.evaluation.results import ImageSet
-from dk_detection.mmdet.checkpoints import check_fits, read_checkpoint
-from dk_detection.mmdet.data_checks import class_of
-from dk_detection.mmdet.options import load_config
+from dk_detection.mmengine.checkpoints import check_fits, read_checkpoint
+from dk_detection.mmengine.data_checks import class_of
+from dk_detection.mmengine.options import load_config
+from dk_detection.mmengine.train import join_without_gpu, set_launcher
 
 
 def run(
@@ -59,7 +58,7 @@ def run(
         UserError: Something that the user can put right.
     """
     cfg = load_config(config, list(options))
-    launcher = launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
+    set_launcher(cfg, launcher)
     if missing := [key for key in ("tta_model", "tta_pipeline") if tta and not cfg.get(key)]:
         raise UserError(f"--tta: {config} sets no {missing[0]}; _base_/multi_scale_testing.py has both")
     weights = read_checkpoint(checkpoint)
@@ -85,10 +84,8 @@ def run(
     loader.batch_size, loader.sampler = 1, dict(type="DkUnfinishedSampler", folder=folder)  # `update` would merge them
     cfg.test_evaluator = dict(type="DkResultShards", folder=folder, category_ids=category_ids)
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or () if hook.type != "DkContactSheetHook"]
-    cfg.load_from, cfg.resume, cfg.launcher, cfg.work_dir = checkpoint, False, launcher, folder
-    if launcher == "pytorch" and get_device() == "cpu":  # MMEngine takes it for granted that each process has a GPU
-        torch.distributed.init_process_group("gloo")
-        cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None)
+    cfg.load_from, cfg.resume, cfg.work_dir = checkpoint, False, folder
+    join_without_gpu(cfg)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     model = model.module if tta else model

@@ -7,9 +7,9 @@ import cv2
 from mmdet.apis import DetInferencer
 
 from dk_detection.errors import UserError
-from dk_detection.mmdet.checkpoints import check_fits, read_checkpoint
-from dk_detection.mmdet.options import load_config
 from dk_detection.mmdet.visualize import MMDetDetector
+from dk_detection.mmengine.checkpoints import check_fits, read_checkpoint
+from dk_detection.mmengine.options import load_config
 from dk_detection.visualization.detectors import Objects
 
 

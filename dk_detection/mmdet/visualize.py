@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from dk_detection.errors import UserError
-from dk_detection.mmdet.checkpoints import check_fits, read_checkpoint
-from dk_detection.mmdet.train import load_config
+from dk_detection.mmengine.checkpoints import check_fits, read_checkpoint
+from dk_detection.mmengine.options import load_config
 from dk_detection.visualization.detectors import Objects, Sample
 
 
@@ -53,7 +53,7 @@ def load_detector(
         check_fits(model, weights, checkpoint)
     classes = weights.get("meta", {}).get("dataset_meta", {}).get("classes")
     metainfo = cfg.test_dataloader.dataset.get("metainfo") or {}
-    return MMDetDetector(model.to(device).eval(), steps, classes or metainfo.get("classes"))
+    return MMDetDetector(model.to(device).eval().requires_grad_(False), steps, classes or metainfo.get("classes"))
 
 
 class MMDetDetector:

@@ -8,7 +8,14 @@ t-SNE scikit-learn.
 
 from dk_detection.visualization.dilation import DilationTable, effective_dilation
 from dk_detection.visualization.dynamics import embed, nearest_neighbour_figures, object_dynamics
-from dk_detection.visualization.locations import Locations, bin_locations, kernel_locations, sampling_locations
+from dk_detection.visualization.figures import SamplingFigures
+from dk_detection.visualization.locations import (
+    Locations,
+    bin_locations,
+    kernel_locations,
+    learned_taps,
+    sampling_locations,
+)
 from dk_detection.visualization.paths import (
     Observation,
     default_layer,
@@ -25,6 +32,7 @@ __all__ = [
     "Locations",
     "Observation",
     "Region",
+    "SamplingFigures",
     "bin_locations",
     "default_layer",
     "effective_dilation",
@@ -33,6 +41,7 @@ __all__ = [
     "evaluation_mode",
     "is_dynamic",
     "kernel_locations",
+    "learned_taps",
     "listening",
     "nearest_neighbour_figures",
     "node_response",

@@ -19,7 +19,7 @@ from dk_detection.visualization.dynamics import (
     object_dynamics,
     size_deciles,
 )
-from dk_detection.visualization.locations import bin_locations, kernel_locations, sampling_locations
+from dk_detection.visualization.locations import bin_locations, kernel_locations, learned_taps, sampling_locations
 from dk_detection.visualization.paths import (
     Call,
     check_point,
@@ -32,7 +32,9 @@ from dk_detection.visualization.paths import (
 )
 from dk_detection.visualization.support import effective_receptive_field, node_response, saliency_region
 
+_MOST_SHAPES = 6  # layers beside one another in a picture of kernel shapes
 _SMALLEST_CROP = 32  # pixels; less, and deep networks have nothing left of it
+_MOST_STEPS = 2000  # of the search for a saliency region
 
 
 @dataclass(frozen=True)
@@ -139,35 +141,36 @@ def saliency(detectors: dict[str, Detector], options: Options):
         for place, axis in zip(places, axes, strict=True):
             response, about = _response(detector, sample, place, options)
             options.say(f"{title}: saliency region at {_text(place.point)}")
-            start, shown = time.monotonic(), [time.monotonic()]
-            with torch.no_grad():
-                response(sample.input)
-            seconds = options.seconds / (len(places) * len(detectors))
-            most = min(max(int(seconds / max(time.monotonic() - start, 1e-3)), 16), 2000)
+            shown = [time.monotonic()]
 
-            def progress(done, total, title=title, place=place, shown=shown):
+            def progress(done, most, title=title, place=place, shown=shown):
                 if time.monotonic() - shown[0] > 5:
                     shown[0] = time.monotonic()
-                    options.say(f"{title}: saliency region at {_text(place.point)}, {done} of at most {total} steps")
+                    options.say(f"{title}: saliency region at {_text(place.point)}, step {done}")
 
             cell = options.cell or max(1, round(max(sample.size) / 32))
             region = saliency_region(
-                response, sample.input, bound=options.bound, cell=cell, max_evaluations=most, progress=progress
+                response,
+                sample.input,
+                bound=options.bound,
+                cell=cell,
+                max_evaluations=_MOST_STEPS,
+                seconds=options.seconds / (len(places) * len(detectors)),
+                progress=progress,
             )
             mask = _on_image(region.mask, sample)
             pictures.draw_region(axis, sample.image, mask)
             _mark(axis, place, about)
             share = float(mask.double().mean())
-            ended_early = region.evaluations >= most
-            text = f"{share:.0%} of the image, change {region.error:.3f}"
-            pictures.caption(axis, text + (", search cut short" if ended_early else ""))
+            text = f"{share:.0%} kept, change {region.error:.3f}"
+            pictures.caption(axis, text + ("" if region.is_minimal else ", cut short"))
             yield {
                 **about,
                 "share": round(share, 4),
                 "error": round(region.error, 4),
                 "cell": cell,
                 "evaluations": region.evaluations,
-                "ended_early": ended_early,
+                "ended_early": not region.is_minimal,
             }
 
     return _grid(detectors, options, draw)
@@ -232,6 +235,31 @@ def kernel(detectors: dict[str, Detector], options: Options):
             "std": places.std(2).round(4).tolist(),
         }
     return pictures.kernel_figure(positions, scopes), numbers
+
+
+def shapes(detectors: dict[str, Detector], options: Options):
+    """The kernel shapes that layers have learned once for all positions: Figures 5 and 6 of Kernel Evolution (2019)."""
+    taps, numbers = {}, {}
+    for title, detector in detectors.items():
+        if options.layer is not None:
+            layers = {options.layer: find_layer(detector.network, options.layer)}
+        else:
+            layers = dict(detector.network.named_modules())
+        learned = {name: learned_taps(layer) for name, layer in layers.items() if hasattr(layer, "tap_offset")}
+        if not learned:
+            raise UserError(f"{options.layer or title} has no layer that learns where its taps lie (dke, acu)")
+        chosen = np.linspace(0, len(learned) - 1, min(_MOST_SHAPES, len(learned))).round().astype(int)
+        taps[title] = {name: learned[name].numpy() for name in np.array(list(learned))[chosen]}
+        numbers[title] = {
+            name: {
+                "moved": round(float(layers[name].tap_offset.detach().square().sum(-1).mean().sqrt()), 4),
+                "reach": round(float(places.square().sum(-1).mean().sqrt()), 4),
+                "mean": places.mean(0).numpy().round(4).tolist(),
+                "std": places.std(0, correction=0).numpy().round(4).tolist(),
+            }
+            for name, places in learned.items()
+        }
+    return pictures.shapes_figure(taps), numbers
 
 
 def offsets(detectors: dict[str, Detector], options: Options):
@@ -410,6 +438,7 @@ KINDS = {
     "saliency": saliency,
     "bins": bins,
     "kernel": kernel,
+    "shapes": shapes,
     "offsets": offsets,
     "dilation": dilation,
     "dynamics": dynamics,

@@ -192,6 +192,21 @@ def bin_locations(
     return middles, size / size.new_tensor([columns, rows])
 
 
+def learned_taps(layer: nn.Module) -> Tensor:
+    """Where the taps of a layer lie that has learned it once for all positions: kernel evolution, active convolution.
+
+    Args:
+        layer: With `tap_offset`, [..., kH * kW, 2], `kernel_size` and `dilation`.
+
+    Returns:
+        [sets, kH * kW, 2] = (row, column) from the middle of the kernel, in pixels of the layer's input.
+    """
+    offsets = layer.tap_offset.detach().double().cpu()
+    along = [torch.arange(k, dtype=torch.float64) - (k - 1) / 2 for k in layer.kernel_size]
+    grid = torch.cartesian_prod(*along).view(-1, 2)
+    return (grid + offsets).view(-1, *grid.shape) * torch.tensor(layer.dilation, dtype=torch.float64)
+
+
 def kernel_locations(layer: nn.Module, kernel_offset: Tensor) -> Tensor:
     """Where in its scope the taps of a deformable kernel sample: Figure 1 of Deformable Kernels (2020).
 

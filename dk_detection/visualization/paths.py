@@ -184,12 +184,19 @@ class Step:
         return self.kernel_size[0] * self.kernel_size[1]
 
     def rest(self, device=None) -> Tensor:
-        """Where the taps lie for output position (0, 0), unmoved, [kH * kW, 2] = (row, column)."""
+        """Where the taps lie for output position (0, 0), unmoved, [kH * kW, 2] = (row, column).
+
+        Those of kernel evolution, which differ from channel to channel, where their means lie.
+        """
         along = [
             torch.arange(k, dtype=torch.float64, device=device) * d - p
             for k, d, p in zip(self.kernel_size, self.dilation, self.padding, strict=True)
         ]
-        return torch.cartesian_prod(*along).view(-1, 2)
+        taps = torch.cartesian_prod(*along).view(-1, 2)
+        if self.call is not None and "location" in self.call.sampling:
+            location = self.call.sampling["location"].detach().to(taps).mean(0)
+            return taps.mean(0) + location * taps.new_tensor(self.dilation)
+        return taps
 
 
 @dataclass

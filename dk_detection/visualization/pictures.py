@@ -171,7 +171,9 @@ def draw_objects(axes: Axes, objects: Objects) -> None:
     """Boxes, masks, classes and scores."""
     height, width = axes.get_ylim()[0], axes.get_xlim()[1]
     colors = {label: _PALETTE[i % len(_PALETTE)] for i, label in enumerate(sorted(set(objects.labels)))}
-    for i, label in enumerate(objects.labels):
+    order = range(len(objects.labels)) if objects.scores is None else objects.scores.argsort().tolist()
+    for i in order:  # the surest on top
+        label = objects.labels[i]
         color = colors[label]
         if objects.masks is not None:
             mask = objects.masks[i].cpu().numpy()
@@ -211,6 +213,34 @@ def kernel_figure(positions: dict[str, np.ndarray], scopes: dict[str, tuple[int,
         axis.set_ylim(rows - 0.4, -0.6)
         axis.set_aspect("equal")
         caption(axis, f"scope {rows}x{columns}; a colour a tap, black its mean")
+    return figure
+
+
+def shapes_figure(taps: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Learned kernel shapes: above each layer's mean over channels, below the taps of up to 64 of its channels.
+
+    Args:
+        taps: By title and layer, [sets, kH * kW, 2] = (row, column) in pixels from the middle of the kernel.
+    """
+    columns = max(map(len, taps.values()))
+    figure, axes = new_figure(2 * len(taps), columns, (1, 1))
+    for (upper, lower), (title, layers) in zip(axes.reshape(-1, 2, columns), taps.items(), strict=True):
+        reach = max(float(np.quantile(np.abs(places), 0.99)) for places in layers.values()) + 0.5
+        for above, below, (name, places) in zip(upper, lower, layers.items(), strict=False):
+            sampled = places[np.linspace(0, len(places) - 1, min(64, len(places))).round().astype(int)]
+            for axis, shown in ((above, places.mean(0, keepdims=True)), (below, sampled)):
+                axis.axhline(0, color="#d5dce4", linewidth=0.6)
+                axis.axvline(0, color="#d5dce4", linewidth=0.6)
+                size = 14 if len(shown) == 1 else 4
+                for tap in range(places.shape[1]):
+                    rows, xs = shown[:, tap].T
+                    axis.scatter(xs, rows, s=size, color=_PALETTE[tap % len(_PALETTE)], linewidths=0)
+                axis.set_xlim(-reach, reach)
+                axis.set_ylim(reach, -reach)
+                axis.set_aspect("equal")
+            above.set_title(name.rpartition("backbone.")[2], fontsize=6, pad=2)
+            spread = np.sqrt((places**2).sum(-1).mean())
+            caption(below, f"{title}: {spread:.2f} pixels from the middle")
     return figure
 
 
@@ -293,7 +323,7 @@ def dynamics_figure(points: dict[str, np.ndarray], labels: list[str], deciles: n
             row[0].scatter(*places[chosen].T, s=5, color=_PALETTE[number % len(_PALETTE)], label=name, linewidths=0)
         row[1].scatter(*places.T, s=5, c=deciles, cmap="viridis", vmin=0, vmax=9, linewidths=0)
         if len(names) <= len(_PALETTE):
-            row[0].legend(fontsize=5, frameon=False, loc="best", handletextpad=0, borderpad=0)
+            row[0].legend(fontsize=5, loc="best", handletextpad=0, borderpad=0.3, edgecolor="none", framealpha=0.9)
         for axis, note in zip(row, notes[title], strict=True):
             caption(axis, note)
         row[0].text(-0.01, 0.5, title, transform=row[0].transAxes, rotation=90, va="center", ha="right", fontsize=5.5)

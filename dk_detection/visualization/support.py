@@ -1,5 +1,7 @@
 """Which pixels a response depends on: the effective receptive field, and the error-bounded saliency region."""
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +13,8 @@ from dk_detection.visualization.paths import check_image, find_layer
 
 # From an image [1, C, H, W] to what is asked about, a tensor of any shape: the channels of a node, the scores of a RoI.
 Response = Callable[[Tensor], Tensor]
+
+_FEWEST = 8  # trials, however little time there is: they find the region to a 256th of the image
 
 
 def node_response(
@@ -67,14 +71,19 @@ def effective_receptive_field(response: Response, image: Tensor) -> Tensor:
     Raises:
         UserError: The response does not depend on the image.
     """
+    return _response_and_field(response, image)[1]
+
+
+def _response_and_field(response: Response, image: Tensor) -> tuple[Tensor, Tensor]:
     check_image(image)
     leaf = image.detach().clone().requires_grad_()
     with torch.enable_grad():
-        total = response(leaf).sum()
+        values = response(leaf)
+        total = values.sum()
     gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
     if gradient is None:
         raise UserError("the response does not depend on the image, so it has no receptive field")
-    return gradient[0].abs().sum(0)
+    return values.detach(), gradient[0].abs().sum(0)
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,13 @@ class Region:
         mask: [H, W], true where the image has to be seen.
         error: Relative difference of the response to the region and to the whole image.
         evaluations: How often the response was computed.
+        is_minimal: Whether no cell of it can be left out; otherwise the search ended early.
     """
 
     mask: Tensor
     error: float
     evaluations: int
+    is_minimal: bool
 
 
 def saliency_region(
@@ -99,14 +110,16 @@ def saliency_region(
     bound: float = 0.1,
     cell: int = 8,
     max_evaluations: int = 300,
+    seconds: float = math.inf,
     progress: Callable[[int, int], None] | None = None,
 ) -> Region:
     """A smallest region of an image that gives the same response within a bound: Section 2.1, Deformable ConvNets v2.
 
     The paper masks the image progressively. Here it is cut into square cells, in the order of what the effective
-    receptive field has in them, the least first. The image's mean colour takes the place of a run of cells, at first of
-    half of them, if the response stays within the bound; after each pass over what is left, runs are half as long, down
-    to single cells. Passes over single cells are repeated until one masks nothing. The region then is smallest in the
+    receptive field has in them, the least first, and the image's mean colour takes the place of cells. First, by
+    bisection, comes a run of cells from the beginning, as long as the response stays within the bound. Then runs of
+    what is left are tried, at first half of it; after each pass over what is left, runs are half as long, down to
+    single cells. Passes over single cells are repeated until one masks nothing. The region then is smallest in the
     sense that none of its cells can be left out; finding the smallest of all is not feasible.
 
     Args:
@@ -116,6 +129,7 @@ def saliency_region(
         cell: Side of a cell in pixels.
         max_evaluations: The search ends after so many computations of the response; its region keeps the bound, but may
             be larger than need be.
+        seconds: The same after so much time, but not before 8 trials.
         progress: Called before each computation, with how many are done and `max_evaluations`.
 
     Returns:
@@ -124,9 +138,8 @@ def saliency_region(
     Raises:
         UserError: The response is zero, or does not depend on the image.
     """
-    field = effective_receptive_field(response, image)
-    with torch.no_grad():
-        whole = response(image)
+    start = time.monotonic()
+    whole, field = _response_and_field(response, image)
     if not whole.norm() > 0:
         raise UserError("the response is zero on the whole image, so that no error is relative to it")
     height, width = field.shape
@@ -136,30 +149,39 @@ def saliency_region(
     left = sums.argsort(stable=True).tolist()
     mean = image.mean((2, 3), keepdim=True)
     masked = torch.zeros(rows * columns, dtype=torch.bool)
-    evaluations, error = 2, 0.0
+    evaluations, error = 1, 0.0
 
-    def error_without(cells: Tensor) -> float:
-        seen = ~cells[cell_of].to(image.device)
+    def may_go_on() -> bool:
+        return evaluations < max_evaluations and (evaluations <= _FEWEST or time.monotonic() - start < seconds)
+
+    def mask(cells: list[int]) -> bool:
+        """Masks cells, if the response stays within the bound."""
+        nonlocal masked, error, evaluations
+        if progress:
+            progress(evaluations, max_evaluations)
+        evaluations += 1
+        trial = masked.clone()
+        trial[cells] = True
+        seen = ~trial[cell_of].to(image.device)
         with torch.no_grad():
-            return float((response(torch.where(seen, image, mean)) - whole).norm() / whole.norm())
+            change = float((response(torch.where(seen, image, mean)) - whole).norm() / whole.norm())
+        if change <= bound:
+            masked, error = trial, change
+        return change <= bound
 
-    length = max(len(left) // 2, 1)
-    while left and evaluations < max_evaluations:
-        kept, start = [], 0
-        while start < len(left):
-            run = left[start : start + length]
-            start += length
-            trial = masked.clone()
-            trial[run] = True
-            if evaluations < max_evaluations:
-                if progress:
-                    progress(evaluations, max_evaluations)
-                evaluations += 1
-                if (change := error_without(trial)) <= bound:
-                    masked, error = trial, change
-                    continue
-            kept += run
-        if length == 1 and len(kept) == len(left):
-            break
+    first, last = 0, len(left)  # so many cells can be masked, and so many at most
+    while first < last and may_go_on():
+        middle = (first + last + 1) // 2
+        first, last = (middle, last) if mask(left[:middle]) else (first, middle - 1)
+    left = left[first:]
+    length, is_minimal = max(len(left) // 2, 1), not left
+    while not is_minimal and may_go_on():
+        kept, before = [], evaluations
+        for place in range(0, len(left), length):
+            run = left[place : place + length]
+            if not (may_go_on() and mask(run)):
+                kept += run
+        all_failed = len(kept) == len(left) and evaluations == before + len(left)
+        is_minimal = not kept or (length == 1 and all_failed)
         left, length = kept, max(length // 2, 1)
-    return Region(mask=~masked[cell_of], error=error, evaluations=evaluations)
+    return Region(mask=~masked[cell_of], error=error, evaluations=evaluations, is_minimal=is_minimal)

@@ -174,6 +174,14 @@ def test_objects_that_nothing_can_match():
         ]
 
 
+def test_boxes_that_are_parts_of_the_picture():
+    """Numbers from 0 to 1: MMDetection leaves them all out, Detectron2 learns them."""
+    file = CocoFile(content({"bbox": [0.25, 0.25, 0.5, 0.5]}))
+    tally = file.learned_by_detectron2(masks=False)
+    assert tally.kept[0] and "1 with a box narrower than a pixel (first: annotations[0]" in str(tally)
+    assert not file.learned_by_mmdet(masks=False).kept[0]
+
+
 def test_nothing_is_left():
     for change in (dict(area=0), dict(iscrowd=1), dict(image_id="1"), dict(bbox=[5, 5, 0, 0])):
         assert USES["mmdet boxes"](CocoFile(content(change, change))).is_vain()
@@ -262,12 +270,18 @@ def test_pictures(pictures):
     def write(**options):
         Image.new("RGB", options.pop("size", (60, 40))).save(path, **options)
 
+    def cut(kind):
+        Image.effect_noise((60, 40), 50).save(path, format=kind)
+        path.write_bytes(path.read_bytes()[:-200])
+
     for change, message in (
         (path.unlink, f"there is no picture {path}$"),
         (path.mkdir, f"{path} is no picture that can be read"),
         (path.rmdir, "there is no picture"),
         (path.touch, f"there is nothing in the picture {path}$"),
         (lambda: path.write_text("<html>404 Not Found</html>"), f"{path} is no picture that can be read"),
+        (lambda: cut("PNG"), f"{path} is no picture that can be read"),
+        (lambda: cut("JPEG"), f"{path} is no picture that can be read"),
         (lambda: write(size=(40, 60)), f"{path} is 40 pixels wide and 60 high, and .* 60 and 40, the other way round"),
         (
             lambda: write(size=(120, 80)),
@@ -280,6 +294,9 @@ def test_pictures(pictures):
             file.check_pictures(str(pictures))
     assert file.check_pictures(str(pictures), needed=np.array([True, False])) == 1
     write(size=(40, 60), format="JPEG", exif=turned)
+    assert file.check_pictures(str(pictures)) == 2
+    write(format="JPEG")
+    path.write_bytes(path.read_bytes() + bytes(99))  # more than the picture, as some cameras write
     assert file.check_pictures(str(pictures)) == 2
     write(format="PPM")
     assert file.check_pictures(str(pictures)) == 2

@@ -65,8 +65,8 @@ def test_dense_detector():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MODEL:\n  META_ARCHITECTURE: FasterRCN\n", r"wrong.yaml: the config's model cannot be built \(KeyError"),
-        ("MODEL:\n  META_ARCHITECTUR: x\n", r"wrong.yaml: the config's model cannot be built \(KeyError"),
+        ("MODEL:\n  META_ARCHITECTURE: FasterRCN\n", r"wrong.yaml: the model cannot be built \(KeyError"),
+        ("MODEL:\n  META_ARCHITECTUR: x\n", r"wrong.yaml: the config cannot be loaded \(KeyError"),
         ("MODEL:\n  ROI_HEADS:\n    NAME: Res5ROIHeads\n", "wrong.yaml: only .* got GeneralizedRCNN with Res5ROIH"),
     ],
 )

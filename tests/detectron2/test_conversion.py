@@ -51,7 +51,7 @@ def disturb(model):
             value.uniform_(0.5, 2)
         elif name.endswith(("running_mean", "bias")):
             value.uniform_(-0.2, 0.2)
-        elif re.search(r"offset|routing", name):
+        elif re.search(r"offset|routing|attention", name):
             value.normal_(std=0.02)
     return model
 

@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as rle
 
 from dk_detection.datasets import deformed_shapes
-from dk_detection.detectron2 import inference
+from dk_detection.detectron2 import inference, jobs
 from dk_detection.errors import UserError
 from dk_detection.evaluation import shards
 from dk_detection.evaluation.average_precision import Evaluation
@@ -28,6 +28,7 @@ from dk_detection.evaluation.results import ImageSet, read_results
 from dk_detection.evaluation.submission import pack
 from tests.detectron2 import small
 from tests.evaluation.made_up import detections, truth, write
+from tests.resuming import check_goes_on
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -80,25 +81,8 @@ def test_results(whole, images):
     assert {entry["category_id"] for entry in whole} <= images.categories.keys()
 
 
-def test_interrupted_and_resumed(folder, images, whole, tmp_path, monkeypatch):
-    write_result, seen = shards.Writer.write, []
-
-    def stop_at_the_third(writer, image_id, found):
-        seen.append(image_id)
-        if len(seen) == 3:
-            writer._file.write(b'{"image_id":')  # killed in the middle of a line
-            raise KeyboardInterrupt
-        write_result(writer, image_id, found)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards.Writer, "write", stop_at_the_third)
-        run(folder, images, tmp_path)
-    assert len(shards.finished(str(tmp_path))) == 2
-    seen.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(shards.Writer, "write", lambda *a: (seen.append(a[1]), write_result(*a)))
-        assert run(folder, images, tmp_path) == whole
-    assert len(seen) == len(images.images) - 2
+def test_interrupted_and_resumed(folder, images, whole, tmp_path):
+    check_goes_on(lambda: run(folder, images, tmp_path), tmp_path, len(images.images), whole)
     assert run(folder, images, tmp_path) == whole  # finished: nothing is left to do
     for options in (dict(options=["model.roi_heads.box_predictor.test_nms_thresh=0.3"]), dict(tta=True)):
         with pytest.raises(UserError, match="with other config"):
@@ -114,7 +98,7 @@ def test_yaml(folder, images, tmp_path, tta):
 
 def test_augmentation_sees_the_images_as_they_are(folder, images, whole, tmp_path, monkeypatch):
     seen = []
-    augment = inference.tta_of_lazy_config
+    augment = jobs.tta_of_lazy_config
 
     def spy(settings, model):
         augmented = augment(settings, model)
@@ -122,7 +106,7 @@ def test_augmentation_sees_the_images_as_they_are(folder, images, whole, tmp_pat
         augmented.tta_mapper = lambda given: (seen.append(tuple(given["image"].shape)), mapper(given))[1]
         return augmented
 
-    monkeypatch.setattr(inference, "tta_of_lazy_config", spy)
+    monkeypatch.setattr(jobs, "tta_of_lazy_config", spy)
     found = run(folder, images, tmp_path, tta=True, options=["dataloader.test.mapper.augmentations.0.max_size=64"])
     assert len(found) == len(whole) and set(seen) == {(3, 128, 128)}
 
@@ -135,8 +119,11 @@ def test_bad_input(folder, images, tmp_path):
     with pytest.raises(UserError, match="there is no such checkpoint"):
         inference.run(arguments[0], "gone.pth", *arguments[2:])
     torch.save({"model": {}}, tmp_path / "empty.pth")
-    with pytest.raises(UserError, match=r"the checkpoint does not fit .* weights are missing or have another shape"):
+    with pytest.raises(UserError, match=r"empty.pth: the checkpoint does not fit .* is missing and \d+ more"):
         inference.run(arguments[0], str(tmp_path / "empty.pth"), *arguments[2:])
+    (tmp_path / "cut.pth").write_bytes((folder / "py.pth").read_bytes()[:999])
+    with pytest.raises(UserError, match=r"cut\.pth: the checkpoint cannot be read"):
+        inference.run(arguments[0], str(tmp_path / "cut.pth"), *arguments[2:4], str(tmp_path / "cut"))
     with pytest.raises(UserError, match="it has 6 categories, the config's detector 3"):
         inference.run(*arguments, options=["model.roi_heads.num_classes=3"])
 

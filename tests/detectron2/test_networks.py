@@ -23,6 +23,7 @@ from dk_detection.detectron2 import DkDeformable, to_deformable
 from dk_detection.layers import LocalDeformKernel2d, ModulatedDeformConv2d
 from dk_detection.layers.table import TABLE
 from tests.detectron2.small import HEIGHT, WIDTH, batch, detector
+from tests.networks import EXACT
 
 rows = pytest.mark.parametrize("row", [row for row in TABLE if row.kind == "conv"], ids=lambda row: row.token)
 CONV2 = "backbone.bottom_up.res[345].*.conv2"
@@ -60,7 +61,7 @@ def assert_same_features(ours, expected, tolerance=1e-5):
 def test_rigid_checkpoint(tmp_path, row):
     """Of the whole detector, and of the backbone alone in the model zoo's form, whose names lack a prefix."""
     rigid = detector(*RESNEXT)
-    net = detector(*RESNEXT, exchange=exchange(row.token))
+    net = detector(*RESNEXT, exchange=exchange(row.token, **EXACT.get(row.token, {})))
     assert len([m for m in net.modules() if isinstance(m, row.layer)]) == 13
     assert load(net, save(rigid, tmp_path, "rigid")) == ([], [], [])
     assert_same_features(net.backbone, rigid.backbone)
@@ -69,7 +70,7 @@ def test_rigid_checkpoint(tmp_path, row):
     weights["stem.fc.weight"] = weights["stem.conv1.weight"]
     content = {"model": weights, "__author__": "somebody", "matching_heuristics": True}
     (tmp_path / "backbone.pkl").write_bytes(pickle.dumps(content))
-    net = detector(*RESNEXT, exchange=exchange(row.token))
+    net = detector(*RESNEXT, exchange=exchange(row.token, **EXACT.get(row.token, {})))
     missing, unexpected, shapes = load(net, tmp_path / "backbone.pkl")
     assert not any("bottom_up" in key for key in missing)
     assert (unexpected, shapes) == (["stem.fc.weight"], [])
@@ -118,7 +119,8 @@ def test_training_moves_the_branches(row):
     sum(losses.values()).backward()
     layers = [m for m in net.modules() if isinstance(m, row.layer)]
     assert all(p.grad is not None and p.grad.isfinite().all() for layer in layers for p in layer.parameters())
-    assert any(p.grad.ne(0).any() for layer in layers for branch in layer.children() for p in branch.parameters())
+    steering = [p for layer in layers for name, p in layer.named_parameters() if name not in ("weight", "bias")]
+    assert any(p.grad.ne(0).any() for p in steering)
     with torch.no_grad():
         assert all(len(result["instances"]) for result in net.eval()(batch()))
 

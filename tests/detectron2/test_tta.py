@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from dk_detection.detectron2 import add_dk_config
 from dk_detection.detectron2.tta import DEFAULTS, DkRCNNWithTTA, tta_of_lazy_config, tta_of_yaml
+from dk_detection.errors import UserError
 from dk_detection.evaluation.box_averaging import average_boxes
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +94,8 @@ def test_settings(detector):
     cfg.merge_from_list(["TEST.AUG.BOX_AVERAGING.ITERATIONS", "2"])
     assert tta_of_yaml(cfg, detector).box_averaging["iterations"] == 2
     assert issubclass(DkRCNNWithTTA, GeneralizedRCNNWithTTA)
+
+
+def test_detector_of_another_kind():
+    with pytest.raises(UserError, match="test-time augmentation is for a GeneralizedRCNN, this is a Linear"):
+        DkRCNNWithTTA(get_cfg(), torch.nn.Linear(1, 1))

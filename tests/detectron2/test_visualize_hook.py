@@ -7,7 +7,8 @@ pytest.importorskip("detectron2")
 
 from detectron2.engine import HookBase, SimpleTrainer
 
-from dk_detection.detectron2.visualize_hook import DkVisualizeHook
+from dk_detection.detectron2.visualize_hook import DkVisualizeHook, hooks_for_pictures
+from dk_detection.errors import UserError
 from tests.detectron2.small import batch, detector
 
 EXCHANGE = [{"layer": "mdconv", "select": "backbone.bottom_up.res[34].*.conv2"}]
@@ -59,3 +60,14 @@ def test_an_image_without_objects_leaves_norms_alone():
     trainer.train(0, 1)
     assert trainer.storage.latest()["offset_norm/backbone.bottom_up.res4.0.conv2"][0] > 0
     assert not trainer.storage._vis_data
+
+
+def test_a_config_asks_for_it():
+    model, data = detector(exchange=EXCHANGE), batch()
+    assert not hooks_for_pictures(model, [data], {})
+    assert not hooks_for_pictures(model, [data], {"period": 0, "levels": 3})
+    (hook,) = hooks_for_pictures(model, [data, batch()], {"period": 7, "levels": 2})
+    assert (hook.period, hook.settings["levels"], hook.detector.network) == (7, 2, model)
+    assert hook.data is data[0]
+    with pytest.raises(UserError, match=r"pictures of what the network looks at: .*'depth'"):
+        hooks_for_pictures(model, [data], {"period": 7, "depth": 2})

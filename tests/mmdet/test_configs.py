@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dk_detection.config_files import framework_of
+from dk_detection.config_files import MMENGINE, framework_of
 from dk_detection.datasets import deformed_shapes
 from dk_detection.layers._scope import WithScope
 from tests import stems
@@ -29,7 +29,7 @@ configs = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_there_are_configs():
-    assert {path.parent.name for path in FILES} == {"dcnv2", "deformed_shapes", "dk"}
+    assert {path.parent.name for path in FILES} == {"dcnv2", "deformed_shapes", "dk", "dke"}
     assert len({path.stem for path in FILES}) == len(FILES) >= 8
 
 
@@ -37,10 +37,11 @@ def test_there_are_configs():
 def test_config_is_what_its_name_says(path):
     name = stems.parse(path.stem)
     assert str(name) == path.stem
-    assert framework_of(path) == "mmdet"
+    assert framework_of(path) == MMENGINE
     cfg = Config.fromfile(path)
     assert cfg.custom_imports.imports == ["dk_detection.mmdet"]
     rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name.roi == "dpool" else {})
+    rates |= {"kernel_offset": 0.01} if name.layers and name.layers[0][0] == "dk" else {}
     if name.dataset == "deformed-shapes":
         rates |= {"kernel_offset": 0.1} | ({"offset_fc": 0.1} if name.roi else {})
     elif name.backbone in OUR_NETWORKS:  # Deformable Kernels, Section 4
@@ -119,10 +120,10 @@ def test_config_is_what_its_name_says(path):
 )
 def test_twins_differ_in_their_layers_only(path):
     name = stems.parse(path.stem)
-    twin = path.with_name(f"{name.rigid()}.py")
-    assert twin.exists()
+    (twin,) = (file for file in FILES if file.stem == str(name.rigid()))
     ours, rigid = Config.fromfile(path), Config.fromfile(twin)
-    ours.optim_wrapper.paramwise_cfg.custom_keys.pop("offset_fc", None)
+    for key in ("offset_fc", *({"kernel_offset"} - rigid.optim_wrapper.paramwise_cfg.custom_keys.keys())):
+        ours.optim_wrapper.paramwise_cfg.custom_keys.pop(key, None)
     for key in (ours.keys() | rigid.keys()) - {"model", "roi_extractor"}:
         assert ours.get(key) == rigid.get(key), key
     if name.mimic:

@@ -1,5 +1,6 @@
 """Every config trains a step with its own optimiser and detects: on the CPU, made small, nothing downloaded."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,8 @@ def test_config_trains_and_detects(path):
     assert rates.keys() == set(learning.values())
     for name, parameter in learning.items():
         keys = [key for key in factors if key in name]
-        assert keys or parameter not in branches or "routing" in name, f"no learning-rate factor for {name}"
+        full_rate = parameter not in branches or re.search("routing|attention", name)
+        assert keys or full_rate, f"no learning-rate factor for {name}"
         assert rates[parameter] == pytest.approx(factors[max(keys, key=len)] if keys else 1), name
 
     log = model.train_step(batch(), optim_wrapper)

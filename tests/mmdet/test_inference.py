@@ -24,6 +24,7 @@ from dk_detection.evaluation.results import ImageSet, read_results
 from dk_detection.evaluation.submission import pack
 from dk_detection.mmdet import inference
 from tests.evaluation.made_up import detections, truth, without, write
+from tests.resuming import check_goes_on
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -97,25 +98,8 @@ def test_the_folder_of_another_inference(folder, images, whole, finished, option
         run(folder, images, finished, **options)
 
 
-def test_interrupted_and_resumed(folder, images, whole, tmp_path, monkeypatch):
-    write_result, seen = shards.Writer.write, []
-
-    def stop_at_the_third(writer, image_id, found):
-        seen.append(image_id)
-        if len(seen) == 3:
-            writer._file.write(b'{"image_id":')  # killed in the middle of a line
-            raise KeyboardInterrupt
-        write_result(writer, image_id, found)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards.Writer, "write", stop_at_the_third)
-        run(folder, images, tmp_path)
-    assert len(shards.finished(str(tmp_path))) == 2
-    seen.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(shards.Writer, "write", lambda *a: (seen.append(a[1]), write_result(*a)))
-        assert run(folder, images, tmp_path) == whole
-    assert len(seen) == len(images.images) - 2
+def test_interrupted_and_resumed(folder, images, whole, tmp_path):
+    check_goes_on(lambda: run(folder, images, tmp_path), tmp_path, len(images.images), whole)
 
 
 def test_processes_share_the_unfinished_images(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from mmengine.runner import load_state_dict
 
 from dk_detection.errors import UserError
 from dk_detection.mimicking import FeatureMimicking, crop_patches
-from dk_detection.mmdet.checkpoints import check_fits
+from dk_detection.mmengine.checkpoints import check_fits
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "mmdet"

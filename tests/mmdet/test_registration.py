@@ -17,12 +17,13 @@ from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer, get_model_comple
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import InstanceData
 
 import dk_detection.mmdet
 from dk_detection.layers import DeformConv2d, LocalDeformKernel2d, ModulatedDeformConv2d
 from dk_detection.layers.table import TABLE
+from tests.networks import EXACT
 
 ROWS = [row for row in TABLE if row.kind == "conv"]
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.token)
@@ -124,9 +125,30 @@ def test_registered_where_mmdet_and_mmcv_look(row):
     assert isinstance(ROOT_MODELS.build(dict(type=row.name, in_channels=4, out_channels=6, kernel_size=3)), row.layer)
 
 
+@pytest.mark.parametrize("scope", [None, "mmdet", "mmpretrain"])
+def test_names_with_a_scope(scope):
+    if scope == "mmpretrain":
+        pytest.importorskip("mmpretrain", reason="MMPretrain is not installed")
+    exchange = dict(layer="dk", select="layer4.*.conv2")
+    with DefaultScope.overwrite_default_scope(scope):
+        net = MODELS.build(
+            dict(type="mmdet.DkDeformable", network="mmdet.DkResNetDW", blocks=(1, 1, 1, 1), exchange=exchange)
+        )
+    assert isinstance(net, dk_detection.mmengine.DkResNetDW)
+    assert isinstance(net.layer4[0].conv2, LocalDeformKernel2d)
+
+
+def test_network_of_another_framework():
+    backbones = pytest.importorskip("mmpretrain.models.backbones", reason="MMPretrain is not installed")
+    exchange = dict(layer="mdconv", select="layer4.*.conv2")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        net = MODELS.build(dict(type="DkDeformable", network="mmpretrain.ResNet", depth=18, exchange=exchange))
+    assert type(net) is backbones.ResNet
+
+
 def test_import_may_be_repeated():
     importlib.reload(dk_detection.mmdet)
-    importlib.reload(dk_detection.mmdet.networks)
+    importlib.reload(dk_detection.mmengine)
     assert "DkModulatedDeformConv2d" in MODELS
 
 
@@ -234,7 +256,7 @@ def test_any_network(tmp_path, row, options, select, number):
         dict(
             type="DkDeformable",
             network=type(rigid).__name__,
-            exchange=[dict(layer=row.token, select=select)],
+            exchange=[dict(layer=row.token, select=select, **EXACT.get(row.token, {}))],
             **options,
             init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "rigid.pth")),
         )

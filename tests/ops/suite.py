@@ -1,7 +1,7 @@
 """The checks every operator passes, on every backend. A test module supplies the samples.
 
-Backends: "cpu", the host kernels; "host_run", the device bodies in a plain loop on the host; "cuda", where a GPU is
-present.
+Backends: "cpu", the host kernels; "host_run", the device bodies in a plain loop on the host; "lock_step", the same with
+32 lanes a warp that meet at every sum; "cuda", where a GPU is present.
 """
 
 import inspect
@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
+HOST_BACKENDS = ("host_run", "lock_step")  # of the CPU beside its own kernels
 BACKENDS = ("cpu", "host_run", pytest.param("cuda", marks=pytest.mark.cuda))
+in_lock_step = pytest.mark.parametrize("device", (*BACKENDS, "lock_step"), indirect=True)  # slow: for the arithmetic
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,26 @@ def away_from_kinks(shape, spread: int = 3) -> torch.Tensor:
 
 
 @contextmanager
-def host_run(operator: str):
-    """Lets the CPU run the device's bodies for `operator` instead of the host kernels."""
+def backend(name: str, operator: str):
+    """Lets `operator` run on a backend. Gives the device that its tensors have to lie on."""
+    if name not in HOST_BACKENDS:
+        yield name
+        return
     library = torch.library.Library("dk_detection", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")  # overriding is the purpose
         for suffix in ("", "_backward"):
-            body = getattr(torch.ops.dk_detection, f"_{operator}_host_run{suffix}")
+            body = getattr(torch.ops.dk_detection, f"_{operator}_{name}{suffix}")
             library.impl(f"{operator}{suffix}", body, "CPU", allow_override=True)
     try:
-        yield
+        yield "cpu"
     finally:
         library._destroy()
+
+
+def gradcheck(function, tensors, **options) -> bool:
+    """torch's, with the slack that sums by atomics need on a GPU: their order is left to chance."""
+    return torch.autograd.gradcheck(function, tensors, nondet_tol=1e-10 if tensors[0].is_cuda else 0.0, **options)
 
 
 class OperatorSuite:
@@ -72,11 +82,8 @@ class OperatorSuite:
 
     @pytest.fixture(params=BACKENDS)
     def device(self, request):
-        if request.param != "host_run":
-            yield request.param
-            return
-        with host_run(self.name):
-            yield "cpu"
+        with backend(request.param, self.name) as device:
+            yield device
 
     def tensors(self, case, device="cpu", dtype=torch.float64, requires_grad=True):
         """The case's tensors on a device, data in `dtype`, positions in float32 at least."""
@@ -95,6 +102,7 @@ class OperatorSuite:
         grad = torch.randn(output.shape, dtype=torch.float64).to(output)
         return output, torch.autograd.grad(output, list(tensors.values()), grad)
 
+    @in_lock_step
     @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
     def test_equals_reference(self, case, device, dtype):
         # Both sides sum a few hundred terms of order 1; float32 gets the slack of a different order of sums.
@@ -107,6 +115,7 @@ class OperatorSuite:
                 gradient, wanted, msg=lambda m, name=name: f"gradient of {name}: {m}", **tolerance
             )
 
+    @in_lock_step
     @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
     def test_half_types(self, case, device, dtype):
         tensors = self.tensors(case, device, dtype)
@@ -126,7 +135,7 @@ class OperatorSuite:
     def test_gradcheck(self, case, device):
         tensors = self.tensors(case, device)
         names = list(tensors)
-        assert torch.autograd.gradcheck(
+        assert gradcheck(
             lambda *values: self.run(self.function, dict(zip(names, values, strict=True)), case),
             tuple(tensors.values()),
             fast_mode=True,  # along random directions; test_equals_reference compares element by element
@@ -185,6 +194,7 @@ class OperatorSuite:
         """Arguments of the backward operator, given the output's gradient and the forward operator's arguments."""
         raise NotImplementedError
 
+    @in_lock_step
     def test_same_result_twice(self, case, device):
         torch.use_deterministic_algorithms(True)
         try:
@@ -379,6 +389,19 @@ class OperatorSuite:
         for tensor, gradient in zip(tensors.values(), gradients, strict=True):
             assert gradient.dtype == tensor.dtype == torch.float32
 
+    def test_backward_inside_autocast(self, case, device):
+        # Of a forward outside. Autocast must not touch the products inside the operator, whichever gradient is wanted.
+        tensors = self.tensors(case, device, torch.float32)
+        output, expected = self.gradients(self.function, tensors, case)
+        for name, wanted in zip(tensors, expected, strict=True):
+            values = {other: t.detach().requires_grad_(other == name) for other, t in tensors.items()}
+            output = self.run(self.function, values, case)
+            torch.manual_seed(1)
+            grad = torch.randn(output.shape, dtype=torch.float64).to(output)
+            with torch.autocast(device, dtype=torch.bfloat16):
+                (gradient,) = torch.autograd.grad(output, values[name], grad)
+            torch.testing.assert_close(gradient, wanted)
+
     def test_one_thread_equals_many(self, case):
         # The order of sums may differ, no more.
         threads = torch.get_num_threads()
@@ -401,15 +424,19 @@ class OperatorSuite:
 
 
 class ConvolutionSuite(OperatorSuite):
-    """Of operators that convolve `input` with `weight`."""
+    """Of operators that convolve `input` with `weight`.
+
+    Attributes:
+        shared: names of the tensors that all images share.
+    """
 
     data = ("input", "weight", "bias")
+    shared: tuple[str, ...] = ("weight", "bias")
 
     def test_an_image_without_a_batch(self, case, device):
         tensors = self.tensors(case, device, requires_grad=False)
         batched, single = (
-            {name: t if name in ("weight", "bias") else t[index] for name, t in tensors.items()}
-            for index in (slice(1), 0)
+            {name: t if name in self.shared else t[index] for name, t in tensors.items()} for index in (slice(1), 0)
         )
         for name in tensors:  # those of the batch are gradients of its only image
             for arguments in (batched, single):

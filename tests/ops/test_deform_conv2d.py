@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_conv2d
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, host_run
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, backend, gradcheck, in_lock_step
 
 
 def make_case(
@@ -55,11 +55,8 @@ class TestDeformConv2d(ConvolutionSuite):
 
 @pytest.fixture(params=BACKENDS)
 def device(request):
-    if request.param != "host_run":
-        yield request.param
-        return
-    with host_run("deform_conv2d"):
-        yield "cpu"
+    with backend(request.param, "deform_conv2d") as device:
+        yield device
 
 
 def test_gradcheck_element_by_element(device):
@@ -75,9 +72,7 @@ def test_gradcheck_element_by_element(device):
         offset_groups=2,
     )
     names, values = zip(*((name, t.to(device).requires_grad_()) for name, t in case.tensors.items()), strict=True)
-    assert torch.autograd.gradcheck(
-        lambda *values: deform_conv2d(**dict(zip(names, values, strict=True)), **case.options), values
-    )
+    assert gradcheck(lambda *values: deform_conv2d(**dict(zip(names, values, strict=True)), **case.options), values)
 
 
 # More channels than one panel of a matrix product holds, and slices of channels that cut weight and offset groups.
@@ -116,6 +111,45 @@ def test_several_tiles(device):
         strict=True,
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("deterministic", (False, True))
+def test_several_chunks(deterministic):
+    # Of 1849 positions. The columns of 512 channels in float64 leave room for 1820, 64 offset groups among the sorted
+    # contributions for 1820, too.
+    case = make_case("chunks", batch=1, channels=512, out_channels=1, size=(43, 43), kernel=(3, 3), offset_groups=64)
+    arguments = {name: t.requires_grad_() for name, t in case.tensors.items()}
+    expected = deform_conv2d(**arguments, **case.options)
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, arguments.values(), grad)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with backend("host_run", "deform_conv2d"):
+            output = deform_conv2d(**arguments, **case.options)
+            gradients = torch.autograd.grad(output, arguments.values(), grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(gradients, wanted)
+
+
+@in_lock_step
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_half_types_at_full_width(device, dtype):
+    # Eight channels a load, more of them than the lanes of a warp take at once.
+    case = make_case("wide", channels=544, out_channels=8, size=(4, 3), kernel=(2, 2))
+    tensors = {
+        name: t.to(device, dtype if name in ("input", "weight", "bias") else torch.float32).requires_grad_()
+        for name, t in case.tensors.items()
+    }
+    exact = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
+    output = deform_conv2d(**tensors, **case.options)
+    expected = reference.deform_conv2d(**exact, **case.options)
+    grad = torch.randn_like(output)
+    gradients = torch.autograd.grad(output, tensors.values(), grad)
+    wanted = torch.autograd.grad(expected, exact.values(), grad.double())
+    for got, right in zip((output, *gradients), (expected, *wanted), strict=True):
+        assert (got.double() - right).abs().max() < 4 * torch.finfo(dtype).eps * right.abs().max()
 
 
 @pytest.mark.parametrize("groups", (1, 2, 6))

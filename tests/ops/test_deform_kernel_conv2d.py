@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_conv2d, deform_kernel_conv2d, resample_kernel
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, host_run
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, backend, gradcheck
 
 
 def kernel_offsets(batch, groups, kernel, scope, out_size=()):
@@ -105,11 +105,8 @@ class TestDeformKernelConv2d(ConvolutionSuite):
 
 @pytest.fixture(params=BACKENDS)
 def device(request):
-    if request.param != "host_run":
-        yield request.param
-        return
-    with host_run("deform_kernel_conv2d"):
-        yield "cpu"
+    with backend(request.param, "deform_kernel_conv2d") as device:
+        yield device
 
 
 def tensors_of(case, device, requires_grad=True):
@@ -139,7 +136,7 @@ def test_gradcheck_element_by_element(device, groups):
         groups=groups, kernel_offset_groups=2, offset_groups=2, mask_groups=2,
     )  # fmt: skip
     names, values = zip(*tensors_of(case, device).items(), strict=True)
-    assert torch.autograd.gradcheck(
+    assert gradcheck(
         lambda *values: deform_kernel_conv2d(**dict(zip(names, values, strict=True)), **case.options), values
     )
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_psroi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, RoIPoolSuite, host_run
+from tests.ops.suite import BACKENDS, HOST_BACKENDS, Case, RoIPoolSuite, backend, gradcheck
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -102,17 +102,14 @@ class TestDeformPSRoIPool(RoIPoolSuite):
 
 @pytest.fixture(params=BACKENDS)
 def device(request):
-    if request.param != "host_run":
-        yield request.param
-        return
-    with host_run("deform_psroi_pool"):
-        yield "cpu"
+    with backend(request.param, "deform_psroi_pool") as device:
+        yield device
 
 
 def test_gradcheck_element_by_element(device):
     case = make_case("tiny", size=(4, 3), output_size=(2, 1), classes=2, output_channels=2, mask=True, rois=ROIS[:3])
     names, values = zip(*((name, t.to(device).requires_grad_()) for name, t in case.tensors.items()), strict=True)
-    assert torch.autograd.gradcheck(
+    assert gradcheck(
         lambda *values: call(deform_psroi_pool, dict(zip(names, values, strict=True)), case.options), values
     )
 
@@ -440,8 +437,9 @@ def args_in_order(args):
     return [args[name] for name in names.split()]
 
 
+@pytest.mark.parametrize("host", HOST_BACKENDS)
 @pytest.mark.parametrize("deterministic", (False, True))
-def test_device_backward_guards_itself_against_wrong_rois(deterministic):
+def test_device_backward_guards_itself_against_wrong_rois(deterministic, host):
     # Devices check the values of RoIs in the forward only, as that takes a wait. The bodies must not read or write with
     # them.
     args = _good()
@@ -449,7 +447,7 @@ def test_device_backward_guards_itself_against_wrong_rois(deterministic):
     tensors[1] = torch.tensor([[2.0, 1, 1, 3, 4], [-1, 0, 2, 4, 4], [1, math.nan, 2, 3, 3]])
     torch.use_deterministic_algorithms(deterministic)
     try:
-        gradients = torch.ops.dk_detection._deform_psroi_pool_host_run_backward(
+        gradients = getattr(torch.ops.dk_detection, f"_deform_psroi_pool_{host}_backward")(
             torch.rand(3, 4, 3, 2), *tensors, *args_in_order(args), [True] * 3
         )
     finally:

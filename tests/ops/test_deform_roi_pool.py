@@ -8,7 +8,7 @@ from torchvision.ops import roi_align
 from dk_detection import reference
 from dk_detection.ops import deform_roi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, RoIPoolSuite, host_run
+from tests.ops.suite import BACKENDS, HOST_BACKENDS, Case, RoIPoolSuite, backend, gradcheck
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -95,19 +95,14 @@ class TestDeformRoIPool(RoIPoolSuite):
 
 @pytest.fixture(params=BACKENDS)
 def device(request):
-    if request.param != "host_run":
-        yield request.param
-        return
-    with host_run("deform_roi_pool"):
-        yield "cpu"
+    with backend(request.param, "deform_roi_pool") as device:
+        yield device
 
 
 def test_gradcheck_element_by_element(device):
     case = make_case("tiny", channels=2, size=(4, 3), output_size=(1, 2), mask=(1,), rois=ROIS[:3])
     names, values = zip(*((name, t.to(device).requires_grad_()) for name, t in case.tensors.items()), strict=True)
-    assert torch.autograd.gradcheck(
-        lambda *values: call(deform_roi_pool, dict(zip(names, values, strict=True)), case.options), values
-    )
+    assert gradcheck(lambda *values: call(deform_roi_pool, dict(zip(names, values, strict=True)), case.options), values)
 
 
 # The published numbers of mmcv's tests: output, and gradient of the input for an output gradient of ones.
@@ -474,8 +469,9 @@ def test_wrong_gradient_to_the_compiled_operator(device):
         backward(torch.rand(3, 6, 3, 2, device=device), *tensors[:3], None, *geometry, [True] * 3)
 
 
+@pytest.mark.parametrize("host", HOST_BACKENDS)
 @pytest.mark.parametrize("deterministic", (False, True))
-def test_device_backward_guards_itself_against_wrong_rois(deterministic):
+def test_device_backward_guards_itself_against_wrong_rois(deterministic, host):
     # Devices check the values of RoIs in the forward only, as that takes a wait. The bodies must not read or write with
     # them.
     args = _good()
@@ -483,12 +479,38 @@ def test_device_backward_guards_itself_against_wrong_rois(deterministic):
     grad = torch.rand(3, 6, 3, 2)
     torch.use_deterministic_algorithms(deterministic)
     try:
-        gradients = torch.ops.dk_detection._deform_roi_pool_host_run_backward(
+        gradients = getattr(torch.ops.dk_detection, f"_deform_roi_pool_{host}_backward")(
             grad, args["input"], rois, args["offset"], args["mask"], (3, 2), 1.0, 2, 0.1, [True] * 3
         )
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(gradient.count_nonzero() == 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("host", HOST_BACKENDS)
+def test_while_a_graph_is_recorded(host):
+    # Nothing may wait for a result: a wrong RoI gives NaN, no error; what needs a size from the device is refused.
+    args = _good()
+    args["input"].requires_grad_()
+    others = {name: args[name][::2] for name in ("rois", "offset", "mask")}
+    expected = deform_roi_pool(**args | others)
+    (wanted,) = torch.autograd.grad(expected.sum(), args["input"])
+    args["rois"] = args["rois"].clone()
+    args["rois"][1, 0] = 7
+    torch.ops.dk_detection._host_run_record(True)
+    try:
+        with backend(host, "deform_roi_pool"):
+            output = deform_roi_pool(**args)
+            output[::2].sum().backward()
+            torch.use_deterministic_algorithms(True)
+            with pytest.raises(RuntimeError, match=r"deform_roi_pool: the deterministic gradient .* CUDA graph"):
+                deform_roi_pool(**args).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.ops.dk_detection._host_run_record(False)
+    torch.testing.assert_close(output[::2], expected)
+    assert output[1].isnan().all()
+    torch.testing.assert_close(args["input"].grad, wanted)
 
 
 @pytest.mark.cuda

@@ -1,6 +1,7 @@
 """The command line: what it prints, and what it says about wrong arguments."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from dk_detection.complexity.backbones import count_backbone
 from dk_detection.complexity.counting import format_parts
+from tests.tools.command_line import without
 
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "configs" / "mmdet" / "deformed_shapes" / "mask-rcnn_r18_fpn_1k_deformed-shapes.py"
@@ -17,7 +19,7 @@ SMALL = ROOT / "configs" / "mmdet" / "deformed_shapes" / "mask-rcnn_r18_fpn_1k_d
 
 def run(capsys, *argv):
     try:
-        code = tool.main(list(map(str, argv)))
+        code = tool.run(tool.main, list(map(str, argv)))
     except SystemExit as stopped:
         code = stopped.code
     return code, *capsys.readouterr()
@@ -131,6 +133,21 @@ def test_what_cannot_be_counted(capsys, argv, message):
     assert (code, out) == (1, "")
     assert err.startswith(f"complexity.py: {message}")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("--backbone", "resnet18", "--shape", "32", "32", "--exchange", "mdconv", "layer4.1.conv2"), ("--table", "dk")],
+)
+def test_without_the_compiled_library(tmp_path, argv):
+    env = without("dk_detection._C", tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "complexity.py", *argv], capture_output=True, text=True, env=env, check=False
+    )
+    *progress, last = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert re.match("complexity.py: .*the compiled library of dk_detection could not be loaded .* run `pip", last)
+    assert all(re.match(r"\d+/\d+ ", line) for line in progress)
 
 
 def test_interrupted(capsys, monkeypatch):

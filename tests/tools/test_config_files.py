@@ -10,27 +10,27 @@ from dk_detection.config_files import DETECTRON2, MMDET, framework_of, shipped
 from dk_detection.errors import UserError
 
 CASES = {
-    # MMDetection, text
-    "base.py": ("_base_ = ['a.py', 'mmdet::b.py']", "mmdet"),
-    "nothing imported.py": ("model = dict(type='FasterRCNN')\nx = 3 * [1]", "mmdet"),
-    "empty.py": ("", "mmdet"),
-    "scope.py": ("default_scope = 'mmdet'\nimport os", "mmdet"),
-    "annotated.py": ("x: int = 1\ncustom_imports = dict(imports=['detectron2.layers'])", "mmdet"),
-    "chained.py": ("a = _base_ = 'b.py'", "mmdet"),
+    # MMEngine, text
+    "base.py": ("_base_ = ['a.py', 'mmdet::b.py']", "mmengine"),
+    "nothing imported.py": ("model = dict(type='FasterRCNN')\nx = 3 * [1]", "mmengine"),
+    "empty.py": ("", "mmengine"),
+    "scope.py": ("default_scope = 'mmdet'\nimport os", "mmengine"),
+    "annotated.py": ("x: int = 1\ncustom_imports = dict(imports=['detectron2.layers'])", "mmengine"),
+    "chained.py": ("a = _base_ = 'b.py'", "mmengine"),
     # MMDetection's wrapper around Detectron2's models
-    "wrapper.py": ("_base_ = '../common.py'\nimport detectron2.config", "mmdet"),
-    # MMDetection, new style
+    "wrapper.py": ("_base_ = '../common.py'\nimport detectron2.config", "mmengine"),
+    # MMEngine, new style
     "read_base.py": (
         "from mmengine.config import read_base\nwith read_base():\n    from .._base_.default_runtime import *",
-        "mmdet",
+        "mmengine",
     ),
-    "lazy types.py": ("from mmdet.models import ResNet\nmodel = dict(type=ResNet)", "mmdet"),
-    "mmengine.py": ("import mmengine.hooks\nx = 1", "mmdet"),
-    "our adapter.py": ("from dk_detection.mmdet import DkDeformable", "mmdet"),
-    # MMDetection, other formats
-    "plain.json": ('{"model": {}}', "mmdet"),
-    "plain.yaml": ("_base_: a.yaml\nmodel:\n  type: FasterRCNN", "mmdet"),
-    "nested capitals.yml": ("model:\n  TYPE: X", "mmdet"),
+    "lazy types.py": ("from mmdet.models import ResNet\nmodel = dict(type=ResNet)", "mmengine"),
+    "mmengine.py": ("import mmengine.hooks\nx = 1", "mmengine"),
+    "our adapter.py": ("from dk_detection.mmdet import DkDeformable", "mmengine"),
+    # MMEngine, other formats
+    "plain.json": ('{"model": {}}', "mmengine"),
+    "plain.yaml": ("_base_: a.yaml\nmodel:\n  type: FasterRCNN", "mmengine"),
+    "nested capitals.yml": ("model:\n  TYPE: X", "mmengine"),
     # Detectron2, YAML
     "faster_rcnn.yaml": ('_BASE_: "../Base-RCNN-FPN.yaml"\nMODEL:\n  MASK_ON: False', "detectron2"),
     "keys.yaml": ("# a comment\nSOLVER:\n  STEPS: !!python/tuple [1, 2]", "detectron2"),
@@ -46,7 +46,7 @@ CASES = {
     "our other adapter, short.py": ("from dk_detection import detectron2", "detectron2"),
     "both.py": ("import mmcv\nimport detectron2", "detectron2"),
     # only looks like it
-    "similar name.py": ("import detectron2000\nimport mmh3", "mmdet"),
+    "similar name.py": ("import detectron2000\nimport mmh3", "mmengine"),
 }
 
 
@@ -91,7 +91,7 @@ def test_configs_of_the_installed_mmdet_are_recognised():
     root = Path(mmdet.__file__).parent
     files = [*(root / ".mim" / "configs").rglob("*.py"), *(root / "configs").rglob("*.py")]
     assert len(files) > 500
-    assert [file for file in files if framework_of(file) != "mmdet"] == []
+    assert [file for file in files if framework_of(file) != "mmengine"] == []
 
 
 def test_no_framework_is_needed():

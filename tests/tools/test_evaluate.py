@@ -9,6 +9,7 @@ import pytest
 from dk_detection.evaluation import shards
 from tests.evaluation.made_up import without, write
 from tests.evaluation.test_average_precision import pycocotools_figures
+from tests.evaluation.test_submission import files_of_at_most
 from tests.tools.test_make_submission import CONFIGS
 
 VAL = ["--ann", "instances_val.json"]
@@ -56,6 +57,15 @@ def test_comparison(files, call, results):
     assert float(table["B - A"][0]) > 0 and table["B is ahead in"][0] == f"{100 * record['certainty']:.1f}%"
     assert record["interval"][0] < record["value"] < record["interval"][1] and 0 < record["p_value"] <= 1
     assert math.isclose(record["value"], float(table["B - A"][0]), abs_tol=0.05) and "mask, A" in table
+
+
+def test_figures_on_a_full_disk_leave_those_of_before(files, call):
+    (files / "out.json").write_text("before")
+    with files_of_at_most(100):
+        code, _, err = call("evaluate", *VAL, "--results", "results.json", "--resamples", "0", "--json", "out.json")
+    assert code == 1 and "--json out.json: the file cannot be written" in err
+    assert (files / "out.json").read_text() == "before" and not list(files.glob("*.part"))
+    assert call("evaluate", *VAL, "--results", "results.json", "--resamples", "0", "--json", "/dev/null")[0] == 0
 
 
 def test_undefined_figures(files, call, content, results):

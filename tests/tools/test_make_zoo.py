@@ -65,14 +65,14 @@ def copied(make_zoo, tmp_path, monkeypatch):
 
 def test_without_options_nothing_changes(copied):
     before = [path.read_bytes() for path in (copied.ZOO, copied.PAGE)]
-    assert copied.main([]) == 0
+    assert copied.run(copied.main, []) == 0
     assert [path.read_bytes() for path in (copied.ZOO, copied.PAGE)] == before
 
 
 def test_figures_are_added(copied, tmp_path):
     others = {stem: row for stem, row in copied.read().items() if stem != STEM}
     for _ in range(2):
-        assert copied.main(["--add", STEM, "--figures", str(tmp_path / "figures.json"), *RUN]) == 0
+        assert copied.run(copied.main, ["--add", STEM, "--figures", str(tmp_path / "figures.json"), *RUN]) == 0
     zoo = copied.read()
     assert len(zoo[STEM]["runs"]) == 2 and {stem: row for stem, row in zoo.items() if stem != STEM} == others
     assert zoo[STEM]["runs"][0] == dict(
@@ -106,7 +106,7 @@ def test_refusals(copied, tmp_path, monkeypatch, capsys, argv, message):
     Path("empty.json").write_text("{}")
     before = copied.ZOO.read_bytes()
     try:
-        code = copied.main(argv)
+        code = copied.run(copied.main, argv)
     except SystemExit as error:
         code = error.code
     assert code and message in capsys.readouterr().err and copied.ZOO.read_bytes() == before

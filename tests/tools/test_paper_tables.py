@@ -1,10 +1,24 @@
 """The rows of the papers' tables, counted from real modules."""
 
+import math
 from pathlib import Path
 
 import paper_tables
 import pytest
-from paper_tables import CLASSIFIERS, PLACES, SETTINGS, Classifier, count_classifier, count_dcnv2, dcnv2_table, dk_table
+from paper_tables import (
+    CLASSIFIERS,
+    EVOLVED,
+    EVOLVED_PLACES,
+    EVOLVED_TOKENS,
+    PLACES,
+    SETTINGS,
+    Classifier,
+    count_classifier,
+    count_dcnv2,
+    count_evolved,
+    dcnv2_table,
+    dk_table,
+)
 from torch import nn
 
 from dk_detection import to_deformable
@@ -93,6 +107,27 @@ def test_dk_table(monkeypatch):
     ]
     assert "docs/complexity.md" in lines[-1]
     assert calls == [(0, 2, "mobilenet-v2, 1x1 -, 3x3 -"), (1, 2, "mobilenet-v2, 1x1 -, 3x3 global 4x4")]
+
+
+# Table 1 of Differentiable Kernel Evolution.
+
+
+@pytest.mark.parametrize("row", EVOLVED, ids=lambda row: f"{row.backbone} {row.kind}")
+def test_kernel_evolution(row):
+    part = count_evolved(row)
+    # The paper's figures, where docs/complexity.md names no difference: as near as their last digits.
+    if (row.backbone, row.kind) != ("resnet101", "DCN"):
+        assert abs(part.parameters / 1e6 - row.parameters) < 0.2
+    if row.kind == "-":
+        return
+    network = build_backbone(row.backbone)
+    convs = dict(network.named_modules())
+    replaced = to_deformable(network, EVOLVED_TOKENS[row.kind], select=EVOLVED_PLACES[row.backbone])
+    assert len(replaced) == {"alexnet": 5, "resnet18": 12, "resnet101": 30}[row.backbone]
+    if row.kind == "DKE":  # two coordinates and a score for each input channel and tap, and the score's bias
+        more = sum((3 * convs[name].in_channels + 1) * math.prod(convs[name].kernel_size) for name in replaced)
+        rigid = next(first for first in EVOLVED if first.backbone == row.backbone)
+        assert part.parameters - count_evolved(rigid).parameters == more
 
 
 # Table 1 of Deformable ConvNets v2.

@@ -15,7 +15,7 @@ import torch
 
 from dk_detection.datasets import deformed_shapes
 from dk_detection.errors import UserError
-from dk_detection.mmdet.options import load_config
+from dk_detection.mmengine.options import load_config
 from tests.tools.command_line import ROOT, SCRIPT, Done, plain, refused, running, without
 
 CONFIG = ROOT / re.search(r"^CONFIG \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
@@ -53,7 +53,9 @@ def environment(data):
 
 @pytest.fixture(scope="module")
 def train_net(environment, tmp_path_factory):
-    with running(environment, tmp_path_factory.mktemp("run"), "dk_detection.mmdet.train") as run:
+    with running(
+        environment, tmp_path_factory.mktemp("run"), "dk_detection.mmengine.train", "dk_detection.mmdet"
+    ) as run:
         yield run
 
 
@@ -110,11 +112,11 @@ def iterations(done: Done) -> list[int]:
         ),
         (
             ["--config", CONFIG, "--num-gpus", "8"],
-            f"--num-gpus is no option of MMDetection, which {CONFIG} is for: write `torchrun",
+            f"--num-gpus is no option of MMEngine, which {CONFIG} is for: write `torchrun",
         ),
-        ([CONFIG, "--dist-url", "tcp://a:1"], "--dist-url is no option of MMDetection"),
-        (["--config", CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is no option of MMDetection"),
-        ([CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is no option of MMDetection"),
+        ([CONFIG, "--dist-url", "tcp://a:1"], "--dist-url is no option of MMEngine"),
+        (["--config", CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is no option of MMEngine"),
+        ([CONFIG, "SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.1 is no option of MMEngine"),
         (["--cfg-options", "test_evaluator.ann_file=x.json", "gone.py"], "gone.py: there is no such config file"),
     ],
 )
@@ -141,7 +143,7 @@ def test_help():
 
 def test_framework_that_is_not_installed(tmp_path):
     message = refused(plain("--config", CONFIG, env=without("mmdet", tmp_path)))
-    assert message.startswith(f"{CONFIG} is a config of MMDetection. dk_detection.mmdet needs MMDetection 3")
+    assert message.startswith(f"{CONFIG}: the config cannot be loaded (ImportError: dk_detection.mmdet needs")
     assert "pip install" in message
 
 
@@ -174,9 +176,7 @@ def test_options(train_net, config, tmp_path):
     assert refused(train_net(*common, "--cfg-options", "model.depth")).startswith(
         "--cfg-options model.depth: expected KEY=VALUE"
     )
-    assert refused(train_net(*common, "--amp")).startswith(
-        "--amp: MMDetection trains with mixed precision on a GPU only"
-    )
+    assert refused(train_net(*common, "--amp")).startswith("--amp: MMEngine trains with mixed precision on a GPU only")
     assert refused(train_net(*common, "--auto-scale-lr")).startswith(
         f"--auto-scale-lr: {config} lacks auto_scale_lr=dict("
     )
@@ -254,10 +254,12 @@ def test_options_that_the_config_does_not_have(config, capsys):
         "checkpoint_config = dict(interval=1)\nrunner = dict(type='EpochBasedRunner', max_epochs=12)",
     ],
 )
-def test_config_of_mmdetection_2(tmp_path, text):
+def test_config_from_before_mmengine(tmp_path, text):
     path = tmp_path / "old.py"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"old.py is a config of MMDetection 2 \(it sets .*config_migration.html"):
+    with pytest.raises(
+        UserError, match=r"old.py is a config from before MMEngine, .* \(it sets .*config_migration.html"
+    ):
         load_config(str(path))
 
 

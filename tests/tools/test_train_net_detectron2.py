@@ -194,6 +194,40 @@ def test_settings(train_net, folder, name, opts, message):
         ("tiny.yaml", "MODEL.DEVICE gpu", "{}: 'gpu' is no device"),
         ("tiny.yaml", "SOLVER.LR 1", "did you mean SOLVER.BASE_LR?"),
         ("tiny.yaml", "MODEL.ROI_HEAD.NUM_CLASSES 3", "did you mean MODEL.ROI_HEADS.NUM_CLASSES?"),
+        ("tiny.py", "tta.min_size=[96]", "did you mean tta.min_sizes?"),
+        (
+            "tiny.py",
+            "+tta.views=3",
+            "there is no setting tta.views; there are box_averaging, enabled, flip, max_size, ",
+        ),
+        (
+            "tiny.yaml",
+            "MODEL.META_ARCHITECTURE GeneralizedRCNN",
+            "{}: MODEL.DK.EXCHANGE has no effect, since MODEL.META_ARCHITECTURE is 'GeneralizedRCNN', expected DkDefor",
+        ),
+        (
+            "tiny.yaml",
+            "MODEL.META_ARCHITECTURE RetinaNet MODEL.DK.EXCHANGE [] MODEL.DK.NETWORK DkMimicRCNN",
+            "MODEL.DK.NETWORK has no effect",
+        ),
+        (
+            "tiny.yaml",
+            "MODEL.DK.REDUCED_CHANNELS 128",
+            "MODEL.DK.REDUCED_CHANNELS has no effect, since MODEL.BACKBONE.N",
+        ),
+        (
+            "tiny.yaml",
+            "MODEL.DK.BACKBONE mobilenet-v2",
+            "MODEL.DK.BACKBONE has no effect, since MODEL.BACKBONE.NAME is",
+        ),
+        ("tiny.yaml", "MODEL.DK.NORM_EVAL False", "MODEL.DK.NORM_EVAL has no effect"),
+        (
+            "tiny.yaml",
+            "MODEL.DK.BOX_POOLER.GAMMA 0.2",
+            "MODEL.DK.BOX_POOLER has no effect, since MODEL.ROI_BOX_HEAD.POOLER_TYPE is 'ROIAlignV2', expected DkDefor",
+        ),
+        ("tiny.yaml", "MODEL.DK.MASK_POOLER.BRANCH_SIZE 7", "MODEL.DK.MASK_POOLER has no effect"),
+        ("tiny.yaml", "MODEL.DK.MIMIC.REGIONS both", "MODEL.DK.MIMIC has no effect"),
         (
             "tiny.yaml",
             "MODEL.ROI_HEADS.NUM_CLASSES 80",
@@ -206,16 +240,141 @@ def test_settings(train_net, folder, name, opts, message):
         ),
     ],
 )
-def test_setting_without_an_effect_or_of_the_wrong_kind(folder, environment, monkeypatch, name, opts, message):
-    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-    from dk_detection.detectron2.train import _load
+def test_setting_without_an_effect_or_of_the_wrong_kind(load, folder, name, opts, message):
     from dk_detection.errors import UserError
 
-    monkeypatch.setattr("dk_detection.detectron2.train.check_data", partial(check_shapes, folder / "shapes"))
-    args = Namespace(config_file=str(folder / name), opts=opts.split(), eval_only=False, resume=False)
     with pytest.raises(UserError) as error:
-        _load(args)
+        load(name, opts)
     assert message.format(folder / name) in str(error.value)
+
+
+@pytest.fixture
+def load(folder, monkeypatch):
+    """A function that does all that comes before a run."""
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2.train import _load
+
+    monkeypatch.setattr("dk_detection.detectron2.train.check_data", partial(check_shapes, folder / "shapes"))
+
+    def load(name, opts, resume=False):
+        return _load(Namespace(config_file=str(folder / name), opts=opts.split(), eval_only=False, resume=resume))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("name", "opts"),
+    [
+        ("tiny.yaml", "MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.DK.EXCHANGE []"),
+        ("tiny.yaml", "MODEL.DK.NETWORK DkMimicRCNN MODEL.DK.MIMIC.REGIONS both"),
+        (
+            "tiny.yaml",
+            "MODEL.ROI_HEADS.NAME DkROIHeads MODEL.ROI_BOX_HEAD.POOLER_TYPE DkDeformRoIPool "
+            "MODEL.DK.BOX_POOLER.GAMMA 0.2 MODEL.MASK_ON False",
+        ),
+        (
+            "tiny.yaml",
+            "MODEL.BACKBONE.NAME build_dk_fpn_backbone MODEL.DK.BACKBONE mobilenet-v2 MODEL.DK.NORM_EVAL False",
+        ),
+        ("tiny.yaml", "MODEL.BACKBONE.NAME build_dk_reduced_resnet_backbone MODEL.DK.REDUCED_CHANNELS 128"),
+        ("tiny.py", "+tta.box_averaging.iterations=2"),
+    ],
+)
+def test_setting_with_an_effect(load, name, opts):
+    load(name, opts)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("tiny.yaml", "MODEL.DK.NETWORK FasterRCNN", "{}: the model cannot be built (KeyError: "),
+        (
+            "tiny.yaml",
+            "MODEL.DK.EXCHANGE [{'layer':'mdconv'}]",
+            "{}: the model cannot be built (ValueError: exch",
+        ),
+        ("tiny.yaml", "MODEL.RESNETS.DEPTH 51", "{}: the model cannot be built (KeyError: 51)"),
+        ("tiny.py", "model.exchange.0.layer=dcn", "{}: the model cannot be built (ValueError: no layer has the token"),
+        (
+            "tiny.py",
+            "model.exchange.0.select=no*",
+            "{}: the model cannot be built (ValueError: to_deformab",
+        ),
+    ],
+)
+def test_model_that_cannot_be_built(folder, name, option, message):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2.jobs import load_job
+    from dk_detection.detectron2.train import Trainer
+    from dk_detection.errors import UserError
+
+    job = load_job(str(folder / name), option.split())
+    with pytest.raises(UserError) as error:
+        job.build_model("cpu")
+    assert str(error.value).startswith(message.format(folder / name))
+    if name == "tiny.yaml":
+        with pytest.raises(UserError, match=r"^the model of the config cannot be built"):
+            Trainer.build_model(job.cfg)
+
+
+# The settings of the run, those it is resumed with, and what is said: of another run, in a line each, or nothing.
+RESUMED = [
+    ("tiny.py", "", "model.network.roi_heads.num_classes=6 train.eval_period=7 train.checkpointer.period=3", None),
+    ("tiny.py", "", "dataloader.train.num_workers=2 model.network.roi_heads.box_predictor.test_score_thresh=0.3", None),
+    (
+        "tiny.py",
+        "",
+        "dataloader.train.total_batch_size=1",
+        "goes on with another dataloader.train.total_batch_size (2 th",
+    ),
+    ("tiny.py", "", "train.max_iter=9", "goes on with another train.max_iter (4 there, 9 here)"),
+    ("tiny.py", "", "lr_multiplier.warmup_factor=0.5", "goes on with another lr_multiplier.warmup_factor"),
+    ("tiny.py", "", "model.network.roi_heads.batch_size_per_image=9", "!model.network.roi_heads.batch_size_per_image"),
+    ("tiny.py", "", "model.exchange=[]", "!model.exchange"),
+    ("tiny.py", "", "dataloader.train.dataset.names=deformed_shapes_val", "!dataloader.train.dataset.names (deformed_"),
+    (
+        "tiny.py",
+        "",
+        "dataloader.train.mapper.augmentations.0.max_size=96",
+        "!dataloader.train.mapper.augmentations[0].m",
+    ),
+    ("tiny.py", "", "dataloader.train.mapper.use_instance_mask=False", "!dataloader.train.mapper.use_instance_mask"),
+    (
+        "tiny.yaml",
+        "",
+        "TEST.EVAL_PERIOD 9 SOLVER.CHECKPOINT_PERIOD 9 DATALOADER.NUM_WORKERS 1 INPUT.MIN_SIZE_TEST 64",
+        None,
+    ),
+    ("tiny.yaml", "", "SOLVER.IMS_PER_BATCH 1", "the run goes on with another SOLVER.IMS_PER_BATCH (2 there, 1 here)"),
+    ("tiny.yaml", "SOLVER.STEPS (1,)", "", "the run goes on with another SOLVER.STEPS ([1] there, [] here)"),
+    ("tiny.yaml", "", "MODEL.RESNETS.STRIDE_IN_1X1 True", "!MODEL.RESNETS.STRIDE_IN_1X1 (False there, True here)"),
+    ("tiny.yaml", "", "MODEL.PIXEL_MEAN [1.0,2.0,3.0]", "!MODEL.PIXEL_MEAN[0] (123.675 there, 1.0 here)"),
+    ("tiny.yaml", "", "MODEL.DK.EXCHANGE []", "!MODEL.DK.EXCHANGE"),
+    ("tiny.yaml", "INPUT.RANDOM_FLIP none", "", "!INPUT.RANDOM_FLIP (none there, horizontal here)"),
+    ("tiny.yaml", "DATASETS.TRAIN ('deformed_shapes_val',)", "", "!DATASETS.TRAIN[0] (deformed_shapes_val there, def"),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "now", "message"), RESUMED)
+def test_resume_with_other_settings(load, folder, tmp_path, capsys, name, before, now, message):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2.jobs import load_job
+    from dk_detection.errors import UserError
+
+    settings = load_job(str(folder / name), before.split()).settings()
+    torch.save({"model": {}, "settings": settings}, tmp_path / "model_0000001.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    now += f" OUTPUT_DIR {tmp_path}" if name.endswith("yaml") else f" train.output_dir={tmp_path}"
+    if message and message.startswith("!"):
+        with pytest.raises(UserError) as error:
+            load(name, now, resume=True)
+        assert "it belongs to the run of another config; they differ in " in str(error.value)
+        assert message[1:] in str(error.value)
+        return
+    load(name, now, resume=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "goes on" in line]
+    assert len(lines) == (message is not None)
+    assert message is None or message in lines[0]
 
 
 def check_shapes(root: Path, **settings) -> dict:
@@ -287,6 +446,9 @@ def test_resume_with_another_learning_rate(train_net, folder, trained):
         done = train_net(*argv, option)
         assert done.code == 1
         assert f"--resume goes on with the optimiser of the checkpoint: {difference}" in done.err.splitlines()[-1]
+    assert "belongs to the run of another config" in refused(train_net(*argv, "model.exchange=[]"))
+    last = train_net(*argv, "optimizer.lr=null").err.splitlines()[-1]
+    assert last.startswith(f"train_net.py: {folder / 'tiny.py'}: the optimizer cannot be built (ValueError")
 
 
 def test_yaml(train_net, folder, tmp_path):
@@ -324,7 +486,7 @@ def test_error_in_one_of_several_processes(environment, folder):
     argv = ["--eval-only", "--num-gpus", "2", "train.init_checkpoint=https://localhost:1/x.pkl"]
     done = plain("--config", folder / "tiny.py", *argv, env={**os.environ, **environment}, cwd=folder)
     assert done.code == 1
-    assert done.err.splitlines()[-1].startswith("train_net.py: pretrained weights could not be downloaded (")
+    assert ": the weights could not be downloaded (" in done.err.splitlines()[-1]
 
 
 def test_figures_of_several_data_sets(capsys):
@@ -336,6 +498,19 @@ def test_figures_of_several_data_sets(capsys):
     _summarise({"a/bbox/AP": 31.25, "a/bbox/AP50": 40.0, "b/segm/AP": 20.0, "bbox_TTA/AP": 50.0}, "here")
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "a box AP 31.2, b mask AP 20.0, box AP with augmentation 50.0 (COCO metric, 0 to 100)"
+
+
+def test_learning_rate_factor_of_nothing(capsys):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from dk_detection.detectron2.train import _say_unused
+
+    model = torch.nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    _say_unused({"weight": 0.1, "wieght": 0.1, "bias": 0.1, "conv_offset": 0.1}, model)
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"learning-rate factor of {part!r}: no parameter that learns has this in its name"
+        for part in ("bias", "wieght")
+    ]
 
 
 def test_torchrun(environment, folder, tmp_path):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 
@@ -117,11 +118,32 @@ def test_what_sways_a_response(draw, data, framework, kind, place):
     if kind == "saliency":
         assert 0 <= entry["share"] <= 1
         assert entry["error"] <= 0.1
-        assert entry["evaluations"] >= 16  # however slow the machine is
+        assert entry["evaluations"] >= 9  # the whole image and eight trials, however slow the machine is
         assert entry["ended_early"]
     else:
         assert 0 < entry["radius"] < 128
     assert picture[..., :3].std() > 0.1  # not blank
+
+
+def test_shapes(draw, framework, tmp_path):
+    config = CONFIGS / framework / "deformed_shapes" / "mask-rcnn_r18-dke-c3-c5_fpn_1k_deformed-shapes.py"
+    network = importlib.import_module(f"dk_detection.{framework}.visualize").load_detector(str(config)).network
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("tap_offset"):
+                parameter.normal_(0, 0.5)
+    checkpoint = tmp_path / "moved.pth"
+    torch.save({"state_dict" if framework == "mmdet" else "model": network.state_dict()}, checkpoint)
+    options = ("--config", config, "--checkpoint", checkpoint)
+    picture, numbers = draw("shapes", *options)
+    (layers,) = numbers.values()
+    assert len(layers) == 12 and LAYER[framework] in layers
+    for entry in layers.values():
+        assert entry["moved"] == pytest.approx(0.5 * 2**0.5, rel=0.1)
+        assert np.shape(entry["mean"]) == np.shape(entry["std"]) == (9, 2)
+    assert picture[..., :3].std() > 0.05  # not blank
+    (layers,) = draw("shapes", *options, "--layer", LAYER[framework])[1].values()
+    assert list(layers) == [LAYER[framework]]
 
 
 def test_the_whole_of_the_main_config(draw, data, framework, tmp_path):

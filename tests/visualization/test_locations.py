@@ -8,9 +8,11 @@ from torch import nn
 
 from dk_detection.errors import UserError
 from dk_detection.layers import (
+    ActiveConv2d,
     DeformConv2d,
     DeformPSRoIPool,
     DeformRoIPool,
+    KernelEvolutionConv2d,
     LocalDeformKernel2d,
     ModulatedDeformConv2d,
     ModulatedDeformKernelConv2d,
@@ -21,6 +23,7 @@ from dk_detection.visualization import (
     default_layer,
     evaluation_mode,
     kernel_locations,
+    learned_taps,
     listening,
     observe,
     offset_norms,
@@ -239,6 +242,22 @@ def test_roi_layers_tell_what_they_pass_to_their_operator(layer):
     assert calls[0].sampling["offset"].shape == (1, 2, 2, 3)
     assert not calls[0].sampling["offset"].any()
     assert "sampling" not in vars(layer)
+
+
+def test_learned_taps_are_in_pixels_from_the_middle():
+    evolved = KernelEvolutionConv2d(2, 2, 3, padding=2, dilation=2, use_attention=False)
+    active = ActiveConv2d(2, 2, (3, 1))
+    with torch.no_grad():
+        evolved.tap_offset[0, 0] = torch.tensor([0.25, -0.5])
+        evolved.tap_offset[1, 0] = torch.tensor([0.75, 1.0])
+        active.tap_offset[2] = torch.tensor([0.5, 0.0])
+    assert learned_taps(evolved)[:, 0].tolist() == [[-1.5, -3], [-0.5, 0]]
+    assert learned_taps(evolved)[1, 1:].tolist() == [[y, x] for y in (-2, 0, 2) for x in (-2, 0, 2)][1:]
+    assert learned_taps(active).tolist() == [[[-1, 0], [0, 0], [1.5, 0]]]
+    # A node's locations are the means over channels: those of (4, 3), whose middle tap lies on pixel (4, 3).
+    found = sampling_locations(observe(nn.Sequential(evolved).eval(), image(9, 8), "0"), (4, 3))
+    assert found.points[0].tolist() == [3.5 + (-3 + 0) / 2, 4.5 + (-1.5 - 0.5) / 2]
+    assert found.points[1].tolist() == [3.5, 4.5 - 2]
 
 
 def test_taps_of_a_deformable_kernel_rest_in_the_middle_of_the_scope_and_are_clipped():

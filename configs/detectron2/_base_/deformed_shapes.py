@@ -19,3 +19,6 @@ dataloader.test.dataset.names = 'deformed_shapes_val'
 dataloader.test.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=128, max_size=128)]
 dataloader.test.batch_size = 8
 dataloader.test.num_workers = 1
+
+# For --tta, sides that suit images of 128 pixels.
+tta = dict(enabled=False, min_sizes=[96, 128, 176], max_size=400, flip=True, box_averaging=dict(iterations=0))

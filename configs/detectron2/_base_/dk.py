@@ -37,14 +37,16 @@ def make(backbone, dataloader, optimizer, factor):
 
 
 def r50_dw(dataloader, optimizer, train):
-    """Weights of the rigid ResNet-50-DW, trained on ImageNet, fit all of its deformable twins, but are published
-    nowhere. The environment variable DK_R50_DW_CHECKPOINT says where yours lie."""
-    checkpoint = os.environ.get('DK_R50_DW_CHECKPOINT', 'checkpoints/resnet50-dw.pth')
+    """Weights of ResNet-50-DW, trained on ImageNet, are published nowhere; configs/imagenet makes them. Those of the
+    rigid one fit all of its deformable twins. The environment variable DK_R50_DW_CHECKPOINT says where yours lie."""
+    checkpoint = os.environ.get('DK_R50_DW_CHECKPOINT', 'work_dirs/r50-dw_90e_imagenet/backbone.pth')
     train.init_checkpoint = f'{checkpoint}?matching_heuristics=True'
     return make(DkResNetDW, dataloader, optimizer, 0.01)
 
 
 def mobilenet_v2(dataloader, optimizer, train):
-    """torchvision's weights."""
-    train.init_checkpoint = f'{torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url}?matching_heuristics=True'
+    """torchvision's weights, or those of the file that the environment variable DK_MOBILENET_V2_CHECKPOINT names."""
+    checkpoint = os.environ.get(
+        'DK_MOBILENET_V2_CHECKPOINT', torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url)
+    train.init_checkpoint = f'{checkpoint}?matching_heuristics=True'
     return make(DkMobileNetV2, dataloader, optimizer, 0.1)

@@ -1,12 +1,14 @@
 # What the configs of a family put together.
+import os
+
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import ResNet
-from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
 from dk_detection.detectron2 import DkDeformable, DkMimicRCNN, DkROIPooler
 from dk_detection.layers import table
 
-KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train')
+KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'tta')
 
 
 def detector(model):
@@ -14,10 +16,10 @@ def detector(model):
     return model.network if 'network' in model else model
 
 
-def deform_convs(model, token, stages):
-    """Exchanges the 3x3 convolutions of stages, '345' for conv3 to conv5."""
+def deform_convs(model, token, stages, convs='conv2'):
+    """Exchanges the 3x3 convolutions of stages, '345' for conv3 to conv5. In ResNet-18 they are 'conv[12]'."""
     return L(DkDeformable)(
-        network=model, exchange=[dict(layer=token, select=f'backbone.bottom_up.res[{stages}].*.conv2')])
+        network=model, exchange=[dict(layer=token, select=f'backbone.bottom_up.res[{stages}].*.{convs}')])
 
 
 def deform_pooling(model, optimizer, token):
@@ -58,6 +60,24 @@ def resnet(depth, *, groups=1, width_per_group=64, stride_in_1x1=False, dilated=
             dilation=2 if dilated and i == 3 else 1,
             norm='FrozenBN') for i, number in enumerate(blocks)
     ]
+
+
+def use_r18(model, dataloader, train):
+    """ResNet-18 with torchvision's weights. Detectron2's model zoo has none of it: the environment variable
+    DK_R18_CHECKPOINT says where they lie, under Detectron2's names (docs/configs.md)."""
+    bottom_up = detector(model).backbone.bottom_up
+    bottom_up.freeze_at = 2
+    bottom_up.stages = [
+        L(ResNet.make_stage)(
+            block_class=BasicBlock,
+            num_blocks=2,
+            stride_per_block=[2 if i else 1, 1],
+            in_channels=64 * 2**max(i - 1, 0),
+            out_channels=64 * 2**i,
+            norm='FrozenBN') for i in range(4)
+    ]
+    set_pixels(model, dataloader, 'RGB', [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    train.init_checkpoint = os.environ.get('DK_R18_CHECKPOINT', 'checkpoints/resnet18.pth')
 
 
 def use_r50(model, dataloader, train, **options):

@@ -2,6 +2,6 @@ from detectron2.config import LazyConfig
 
 from .._base_.parts import KEYS, use_r101
 
-dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel(
     'faster-rcnn_r50-mdconv-c3-c5_dc5_mdpool_16e_coco.py', KEYS)
 use_r101(model, dataloader, train, dilated=True)

@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 
 from dk_detection.detectron2 import DkReduceLast
 
-from .._base_.coco import dataloader
+from .._base_.coco import dataloader, tta
 from .._base_.faster_rcnn_fpn import model
 from .._base_.parts import use_r50
 from .._base_.schedule_16e import lr_multiplier, optimizer, train

@@ -2,7 +2,7 @@ from detectron2.config import LazyConfig
 
 from .._base_.parts import KEYS, deform_convs, deform_pooling
 
-dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel(
     'mask-rcnn_r50_fpn_16e_coco.py', KEYS)
 model = deform_convs(model, 'mdconv', '345')
 deform_pooling(model, optimizer, 'mdpool')

@@ -1,6 +1,6 @@
 from detectron2 import model_zoo
 
-from .._base_.coco import dataloader
+from .._base_.coco import dataloader, tta
 from .._base_.parts import use_r50
 from .._base_.schedule_16e import lr_multiplier, optimizer, train
 

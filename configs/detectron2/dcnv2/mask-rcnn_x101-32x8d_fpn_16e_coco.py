@@ -2,6 +2,6 @@ from detectron2.config import LazyConfig
 
 from .._base_.parts import KEYS, use_x101
 
-dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel(
     'mask-rcnn_r50_fpn_16e_coco.py', KEYS)
 use_x101(model, dataloader, train)

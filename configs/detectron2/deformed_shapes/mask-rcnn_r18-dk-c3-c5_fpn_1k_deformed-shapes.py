@@ -1,7 +1,7 @@
 from detectron2.config import LazyConfig
 
-dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel(
     'mask-rcnn_r18-mdconv-c3-c5_fpn_1k_deformed-shapes.py',
-    ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train'))
+    ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'tta'))
 
 model.exchange[0].layer = 'dk'

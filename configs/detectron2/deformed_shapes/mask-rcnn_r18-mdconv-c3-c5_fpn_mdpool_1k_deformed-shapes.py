@@ -2,9 +2,9 @@ from detectron2.config import LazyConfig
 
 from dk_detection.detectron2 import DkROIPooler
 
-dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel(
     'mask-rcnn_r18-mdconv-c3-c5_fpn_1k_deformed-shapes.py',
-    ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train'))
+    ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'tta'))
 
 for pooler in (model.network.roi_heads.box_pooler, model.network.roi_heads.mask_pooler):
     pooler.update(

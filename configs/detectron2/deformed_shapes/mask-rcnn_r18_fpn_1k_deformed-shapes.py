@@ -10,7 +10,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 
 from dk_detection.detectron2 import LearningRateFactors
 
-from .._base_.deformed_shapes import dataloader
+from .._base_.deformed_shapes import dataloader, tta
 
 model = model_zoo.get_config('common/models/mask_rcnn_fpn.py').model
 model.pixel_mean = [128.0] * 3

@@ -3,6 +3,6 @@ from detectron2.config import LazyConfig
 from .._base_.dk import BLOCKS
 from .._base_.parts import KEYS
 
-dataloader, lr_multiplier, model, optimizer, train = LazyConfig.load_rel(
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel(
     'faster-rcnn_mobilenet-v2_fpn_1x_coco.py', KEYS)
 model.exchange = [dict(layer='scc', select=BLOCKS, num_experts=8)]

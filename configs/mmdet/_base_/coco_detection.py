@@ -1,4 +1,4 @@
-_base_ = 'mmdet::_base_/datasets/coco_detection.py'
+_base_ = ['mmdet::_base_/datasets/coco_detection.py', 'multi_scale_testing.py']
 
 # The environment variable DK_COCO_ROOT says where COCO lies.
 data_root = '{{$DK_COCO_ROOT:data/coco}}/'

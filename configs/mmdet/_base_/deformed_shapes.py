@@ -1,3 +1,5 @@
+_base_ = 'multi_scale_testing.py'
+
 # Made by `python -m dk_detection.datasets.deformed_shapes`; DK_DEFORMED_SHAPES_ROOT says where.
 data_root = '{{$DK_DEFORMED_SHAPES_ROOT:data/deformed_shapes}}/'
 metainfo = dict(
@@ -50,3 +52,20 @@ test_dataloader = val_dataloader
 val_evaluator = dict(
     type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric=['bbox', 'segm'], classwise=False)
 test_evaluator = val_evaluator
+
+# For --tta, sides that suit images of 128 pixels.
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (96, 128, 176)],
+            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
+            [
+                dict(
+                    type='PackDetInputs',
+                    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+                               'flip_direction')),
+            ],
+        ]),
+]

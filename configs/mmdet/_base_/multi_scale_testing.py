@@ -1,7 +1,9 @@
 # Multi-scale testing of Deformable ConvNets (2017, Table 5), for --tta. Box averaging, which the table calls B:
-# tta_model.tta_cfg.box_averaging=dict(iou_threshold=0.5, iterations=1).
+# tta_model.tta_cfg.box_averaging.iterations=1.
 tta_model = dict(
-    type='DkTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    type='DkTTAModel',
+    tta_cfg=dict(
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, box_averaging=dict(iterations=0)))
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -9,9 +9,12 @@ pointwise = [
 ]
 blocks = depthwise + pointwise
 
-# The last map of each resolution (Deformable Kernels, Section 4.2).
+# The last map of each resolution (Deformable Kernels, Section 4.2). The weights are torchvision's, or those of the file
+# that the environment variable DK_MOBILENET_V2_CHECKPOINT names (docs/configs.md).
 model = dict(
-    backbone=dict(type='DkMobileNetV2', init_cfg=dict(checkpoint='torchvision://mobilenet_v2')),
+    backbone=dict(
+        type='DkMobileNetV2',
+        init_cfg=dict(checkpoint='{{$DK_MOBILENET_V2_CHECKPOINT:torchvision://mobilenet_v2}}')),
     neck=dict(in_channels=[24, 32, 96, 1280]))
 
 optim_wrapper = dict(

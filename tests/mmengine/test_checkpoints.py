@@ -18,7 +18,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from dk_detection.errors import UserError
 from dk_detection.layers import ModulatedDeformConv2d
-from dk_detection.mmdet.checkpoints import (
+from dk_detection.mmengine.checkpoints import (
     bring_to_schedule,
     check_fits,
     check_same_run,

@@ -1,12 +1,13 @@
-"""Loads a config of MMDetection with settings of the command line, none of which is ignored in silence."""
+"""Loads a config of MMEngine with settings of the command line, none of which is ignored in silence."""
 
 import argparse
 import difflib
+import importlib
 import inspect
 import shlex
 from collections.abc import Iterator
 
-from mmdet import registry as registries
+import mmengine.registry
 from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 from mmengine.runner import Runner
@@ -28,12 +29,12 @@ _SETTINGS = set(inspect.signature(Runner).parameters) - {"cfg"} | {
     "tta_model",
     "tta_pipeline",
 }
-# What a config of MMDetection 2 sets, and 3 does not.
-_OF_MMDET_2 = ("data", "optimizer", "optimizer_config", "lr_config", "runner", "total_epochs", "checkpoint_config")
+# What configs set before there was MMEngine, those of MMDetection 2 for example.
+_BEFORE_MMENGINE = ("data", "optimizer", "optimizer_config", "lr_config", "runner", "total_epochs", "checkpoint_config")
 
 
 def load_config(path: str, options: list[str] | None = None) -> Config:
-    """Loads a config of MMDetection and overrides some of its settings.
+    """Loads a config of MMEngine and overrides some of its settings.
 
     Args:
         path: The file.
@@ -45,13 +46,15 @@ def load_config(path: str, options: list[str] | None = None) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        cause = error  # of an import the last that says more than that there is no such module
+        while type(cause) is type(inner := cause.__cause__ or cause.__context__) is ImportError:
+            cause = inner
         reason = f"{type(cause).__name__}: {_first_line(cause)}"
         raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
-    old = [key for key in _OF_MMDET_2 if key in cfg]
+    old = [key for key in _BEFORE_MMENGINE if key in cfg]
     if old and "train_dataloader" not in cfg and "test_dataloader" not in cfg:
         raise UserError(
-            f"{path} is a config of MMDetection 2 (it sets {', '.join(old)}), and this is MMDetection 3: "
+            f"{path} is a config from before MMEngine, such as one of MMDetection 2 (it sets {', '.join(old)}): "
             "https://mmdetection.readthedocs.io/en/latest/migration/config_migration.html tells how to bring it over"
         )
     for option in options or ():
@@ -67,14 +70,16 @@ def load_config(path: str, options: list[str] | None = None) -> Config:
             raise UserError(
                 f"--cfg-options {shlex.quote(option)}: the value cannot be read ({_first_line(error)})"
             ) from error
+
+    def functions_of(place: str, node: dict) -> list:
+        return _functions(settings.get(f"{place}.type", node.get("type")), cfg.get("default_scope"))
+
     for key, value in settings.items():
         names = key.split(".")
         try:
             if names[0] not in _SETTINGS:
                 raise UserError(_no_setting(cfg, names))
-            if not check_setting(
-                cfg.to_dict(), key, lambda place, node: _functions(settings.get(f"{place}.type", node.get("type")))
-            ):
+            if not check_setting(cfg.to_dict(), key, functions_of):
                 print(f"--cfg-options {key}: the config does not have it so far", flush=True)
             cfg.merge_from_dict({key: value})
         except UserError as error:
@@ -113,12 +118,16 @@ def _is_made_from(node, value) -> bool:
     return type(node) is type(value) and node == value
 
 
-def _functions(kind) -> list:
+def _functions(kind, scope: str | None) -> list:
     """What a `type` may stand for. Each kind of thing has a registry, and names may be in several."""
     if callable(kind):
         return [kind]
     if not isinstance(kind, str):
         return []
+    try:
+        registries = importlib.import_module(f"{scope}.registry")  # where MMEngine looks for a framework's, too
+    except ImportError:
+        registries = mmengine.registry
     found = (one.get(kind) for one in vars(registries).values() if isinstance(one, Registry))
     return [function for function in dict.fromkeys(found) if function is not None]
 

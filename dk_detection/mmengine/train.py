@@ -1,4 +1,4 @@
-"""Trains or evaluates the detector of an MMDetection config: mmdet's train.py and test.py with a safety net.
+"""Trains or evaluates the model of a config of MMEngine: the frameworks' train.py and test.py with a safety net.
 
 What is added to the framework: data and checkpoints are checked before anything starts, a finished result is never
 overwritten by accident, the results of the last evaluation stay in the work folder as files, and several processes
@@ -7,6 +7,8 @@ train without a GPU, too.
 
 import argparse
 import glob
+import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -16,19 +18,17 @@ import urllib.error
 import warnings
 
 import torch
-from mmdet.registry import METRICS
-from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.registry import RUNNERS
+from mmengine.registry import METRICS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from dk_detection.convert import translate_names
 from dk_detection.datasets.coco_check import handed_on
 from dk_detection.errors import UserError
-from dk_detection.mmdet.checkpoints import (
+from dk_detection.mmengine.checkpoints import (
     bring_to_schedule,
     check_fits,
     check_same_run,
@@ -36,8 +36,8 @@ from dk_detection.mmdet.checkpoints import (
     read_checkpoint,
     read_training_state,
 )
-from dk_detection.mmdet.data_checks import check_data, class_of, evaluators_of
-from dk_detection.mmdet.options import load_config
+from dk_detection.mmengine.data_checks import check_data, class_of, evaluators_of
+from dk_detection.mmengine.options import load_config
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,23 +51,22 @@ def run(args: argparse.Namespace) -> None:
         KeyboardInterrupt: With a message that tells how to continue.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    setup_cache_size_limit_of_dynamo()
     # Said by the libraries about each other; nothing that a user can change.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="mmengine|mmcv|mmdet")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="mm")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected")
 
     cfg = load_config(args.config_file, args.cfg_options)
+    init_default_scope(cfg.get("default_scope") or "mmengine")
     needed = ("model", "test_cfg") if args.eval_only else ("model", "train_cfg", "train_dataloader", "optim_wrapper")
-    if missing := [key for key in needed if not cfg.get(key)]:
+    if missing := [key for key in needed if cfg.get(key) is None]:
         raise UserError(f"{args.config_file}: the config sets no {missing[0]}")
-    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    cfg.launcher = args.launcher or ("pytorch" if under_torchrun else cfg.get("launcher") or "none")
+    set_launcher(cfg, args.launcher)
     stem = os.path.splitext(os.path.basename(args.config_file))[0]
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", stem)
     if args.amp:
         if get_device() == "cpu":
-            raise UserError("--amp: MMDetection trains with mixed precision on a GPU only, and there is none")
+            raise UserError("--amp: MMEngine trains with mixed precision on a GPU only, and there is none")
         cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     if args.auto_scale_lr:
         if not {"enable", "base_batch_size"} <= (cfg.get("auto_scale_lr") or {}).keys():
@@ -115,7 +114,7 @@ def _train(cfg: Config, resume: str | None) -> None:
         cfg.resume = False
     for path in _weight_files(cfg):
         read_checkpoint(path)
-    contents = _check_data(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
+    contents = _check_data(cfg, ("train",) if cfg.get("val_cfg") is None else ("train", "val"))
 
     runner = _build_runner(cfg)
     if any(difference.startswith(("param_scheduler", "train_dataloader")) for difference in differences):
@@ -138,7 +137,7 @@ def _finish(cfg: Config, checkpoint: str, iteration: int) -> None:
     record = _read_record(cfg, "val")
     files = [os.path.join(cfg.work_dir, file) for file in record.get("files", [])]
     done = record.get("iteration") == iteration and all(map(os.path.isfile, files))
-    if done or not cfg.get("val_cfg"):
+    if done or cfg.get("val_cfg") is None:
         _say(f"{checkpoint}: the training is finished{' and evaluated' if done else ''}.")
         _summarise(cfg, "val")
     else:
@@ -164,16 +163,27 @@ def _build_runner(cfg: Config, evaluates: bool = False) -> Runner:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
         raise UserError(f"--work-dir {cfg.work_dir}: the folder cannot be made ({error.strerror})") from error
-    if cfg.launcher != "none" and get_device() == "cpu":
-        _join_without_gpu(cfg)
+    join_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     translate_names(getattr(runner.model, "module", runner.model))  # checkpoints of MMDetection 1
     runner.register_hook(_RunHook(evaluates), priority="LOWEST")
     return runner
 
 
-def _join_without_gpu(cfg: Config) -> None:
-    """Joins the processes that torchrun started; MMEngine takes it for granted that each has a GPU."""
+def set_launcher(cfg: Config, launcher: str | None) -> None:
+    """Sets what has started this process as one of several; None: pytorch under torchrun, else what the config says."""
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    cfg.launcher = launcher or ("pytorch" if under_torchrun else cfg.get("launcher") or "none")
+
+
+def join_without_gpu(cfg: Config) -> None:
+    """Joins the processes that torchrun started without a GPU; MMEngine takes it for granted that each has one.
+
+    Raises:
+        UserError: Another launcher has started them.
+    """
+    if cfg.launcher == "none" or get_device() != "cpu":
+        return
     if cfg.launcher != "pytorch":
         raise UserError(f"--launcher {cfg.launcher} needs a GPU in each process; without one use torchrun")
     torch.distributed.init_process_group("gloo")
@@ -182,7 +192,12 @@ def _join_without_gpu(cfg: Config) -> None:
 
 
 def _check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
-    return check_data(cfg, modes) if _is_main_process() else {}
+    """With the check of our adapter for the framework, `dk_detection.mmdet`, where there is one."""
+    if not _is_main_process():
+        return {}
+    adapter = importlib.util.find_spec(f"dk_detection.{cfg.get('default_scope')}")
+    check = importlib.import_module(adapter.name).check_data if adapter else check_data
+    return check(cfg, modes)
 
 
 def _is_finished(cfg: Config, state: dict) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Iterator
 from inspect import signature
 
 import torch
@@ -10,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop, load_state_dict
 from torch import nn
 
+from dk_detection.config_files import differences
 from dk_detection.errors import UserError
 
 # What makes a run what it is. A run may go on with another work folder, length, log or launcher.
@@ -110,15 +110,14 @@ def check_same_run(cfg: Config, checkpoint: dict, path: str) -> list[str]:
     except Exception as error:
         raise UserError(f"{path}: the config that the checkpoint was trained with cannot be read ({error})") from error
     ours = cfg.to_dict()
-    found = [difference for key in _IDENTITY for difference in _differences(key, _get(theirs, key), _get(ours, key))]
-    if found:
+    if found := differences(theirs, ours, _IDENTITY, _IRRELEVANT.__contains__):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(
             f"{path} belongs to the run of another config; they differ in {'; '.join(found[:3])}{more}. Choose another "
             f"--work-dir, or the config and options of that run; --cfg-options load_from={path} starts a new run from "
             "its weights"
         )
-    return [text for key in _FROM_HERE_ON for text in _differences(key, _get(theirs, key), _get(ours, key))]
+    return differences(theirs, ours, _FROM_HERE_ON, _IRRELEVANT.__contains__)
 
 
 def bring_to_schedule(checkpoint: dict, runner) -> None:
@@ -160,29 +159,3 @@ def bring_to_schedule(checkpoint: dict, runner) -> None:
     base = [optimizer["base_param_settings"]] if "base_param_settings" in optimizer else []  # what the log shows
     for saved, group in zip(optimizer["param_groups"] + base, groups, strict=True):
         saved |= {key: value for key, value in group.items() if key.removeprefix("initial_") in names}
-
-
-def _get(settings: dict, key: str):
-    for part in key.split("."):
-        settings = (settings or {}).get(part)
-    return settings
-
-
-def _differences(key: str, theirs, ours) -> Iterator[str]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for name in sorted((theirs.keys() | ours.keys()) - _IRRELEVANT):
-            yield from _differences(f"{key}.{name}", theirs.get(name), ours.get(name))
-    elif isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)) and len(theirs) == len(ours):
-        for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
-            yield from _differences(f"{key}[{i}]", a, b)
-    elif theirs != ours and not _same_path(theirs, ours):
-        yield f"{key} ({_short(theirs)} there, {_short(ours)} here)"
-
-
-def _same_path(a, b) -> bool:
-    return isinstance(a, str) and isinstance(b, str) and os.path.realpath(a) == os.path.realpath(b)
-
-
-def _short(value) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

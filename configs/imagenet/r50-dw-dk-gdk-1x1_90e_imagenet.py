@@ -1,0 +1,7 @@
+_base_ = 'r50-dw_90e_imagenet.py'
+
+model = dict(
+    backbone=dict(exchange=[
+        dict(layer='dk', select='layer*.conv2'),
+        dict(layer='gdk', select='layer*.conv[13]'),
+    ]))

@@ -1,0 +1,3 @@
+_base_ = 'r50-dw_90e_imagenet.py'
+
+model = dict(backbone=dict(exchange=[dict(layer='gdk', select='layer*.conv2')]))

@@ -1,0 +1,5 @@
+_base_ = 'mask-rcnn_r18_fpn_1k_deformed-shapes.py'
+
+model = dict(
+    backbone=dict(
+        type='DkDeformable', network='ResNet', exchange=[dict(layer='acu', select='layer[234].*.conv[12]')]))

@@ -1,0 +1,5 @@
+_base_ = 'faster-rcnn_r18_fpn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        type='DkDeformable', network='ResNet', exchange=[dict(layer='dconv', select='layer[234].*.conv[12]')]))
