@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
 from dk_detection.ops import _conv, flops
 from dk_detection.ops._common import autocast, check_tensor, overridable, pair, without_autocast
@@ -166,10 +167,40 @@ def _multiply_adds(shapes, out_shape):
     return batch * out_h * out_w * locations * (out_channels * group_in + value * shapes[0][1])
 
 
+def _standard(
+    operator, input, origin, window, attention, weight, bias, kernel_size, stride, padding, dilation
+):  # fmt: skip
+    """Location by location: each channel moved by whole pixels, and a depthwise convolution with its window."""
+    channels, locations, *sides = window.shape
+    _, _, *out_size = operator.output_shape(
+        input, origin, window, attention, weight, bias, kernel_size, stride, padding, dilation
+    )
+    dtype, wide = input.dtype, window.dtype
+    maps, values = input.to(wide), []
+    for k in range(locations):
+        moved = maps
+        for axis in (0, 1):
+            length, size = (out_size[axis] - 1) * stride[axis] + sides[axis], input.shape[2 + axis]
+            first = origin[:, k, axis, None].long() - padding[axis]
+            index = first + torch.arange(length, device=input.device)  # [C, length], pixels of the map
+            on_map = (index >= 0) & (index < size)
+            shape = (channels, -1, 1) if axis == 0 else (channels, 1, -1)
+            index = torch.where(on_map, index, 0).view(shape)
+            index = index.expand(*moved.shape[:2], *((-1, moved.shape[3]) if axis == 0 else (moved.shape[2], -1)))
+            moved = moved.gather(2 + axis, index) * on_map.view(shape)
+        values.append(F.conv2d(moved, window[:, k, None], stride=stride, groups=channels))
+    values = torch.stack(values, 2)  # [N, C, K, outH, outW]
+    if attention is not None:
+        values = values * attention.to(wide).unsqueeze(1)
+    weight, bias = weight.to(wide).flatten(1)[..., None, None], None if bias is None else bias.to(wide)
+    return F.conv2d(values.flatten(1, 2), weight, bias, groups=channels // (weight.shape[1] // locations)).to(dtype)
+
+
 _operator = Operator(
     _NAME,
     _output_shape,
     _multiply_adds,
     differentiable=("input", "window", "attention", "weight", "bias"),
     slopes={},  # linear in each of them
+    standard=_standard,
 )

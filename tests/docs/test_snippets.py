@@ -236,7 +236,7 @@ def make(arguments: list[str]) -> None:
 
 def pip(arguments: list[str]) -> None:
     extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
-    assert arguments[0] == "install"
+    assert arguments[0] in ("install", "wheel")
     for wanted in re.findall(r"^\.\[([\w,]+)\]$", "\n".join(arguments), re.MULTILINE):
         for extra in wanted.split(","):
             assert re.search(rf"^{extra} = \[", extras, re.MULTILINE), f"there is no extra {extra}"
