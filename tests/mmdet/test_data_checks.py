@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from dk_detection.datasets import deformed_shapes
@@ -22,6 +23,13 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "shapes"
     deformed_shapes.make(root, num_train=3, num_val=2, num_test=2, image_size=64)
     return root
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """That of MMDetection's configs, under which a run checks."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
 
 
 @pytest.fixture

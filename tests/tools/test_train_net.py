@@ -53,7 +53,9 @@ def environment(data):
 
 @pytest.fixture(scope="module")
 def train_net(environment, tmp_path_factory):
-    with running(environment, tmp_path_factory.mktemp("run"), "dk_detection.mmengine.train") as run:
+    with running(
+        environment, tmp_path_factory.mktemp("run"), "dk_detection.mmengine.train", "dk_detection.mmdet"
+    ) as run:
         yield run
 
 

@@ -23,6 +23,11 @@ test_dataloader = loader
 train_cfg = dict(max_epochs=2)
 default_hooks = dict(logger=dict(interval=1))
 """
+SMALL_IMAGES = (
+    "train_dataloader.dataset.pipeline.1.scale=64",
+    *(f"{mode}_dataloader.dataset.pipeline.1.scale=72" for mode in ("val", "test")),
+    *(f"{mode}_dataloader.dataset.pipeline.2.crop_size=64" for mode in ("val", "test")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +37,31 @@ def run(tmp_path_factory):
     deformed_shapes.make_classification(folder / "data", num_train=12, num_val=6, image_size=32)
     (folder / "tiny.py").write_text(TINY.format(base=CONFIG.as_posix()), encoding="utf-8")
     environment = {"DK_IMAGENET_ROOT": str(folder / "data"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with running(environment, folder, "dk_detection.mmengine.train") as train_net:
-        done = train_net(
-            *("--config", folder / "tiny.py", "--work-dir", folder / "run", "--cfg-options", "train_cfg.max_epochs=1")
-        )
+    modules = ("dk_detection.mmengine.train", *(f"mmpretrain.{name}" for name in ("datasets", "evaluation", "models")))
+    with running(environment, folder, *modules) as train_net:
+
+        def train(*argv, options=()):
+            common = ("--config", folder / "tiny.py", "--work-dir", folder / "run")
+            return train_net(*common, *argv, "--cfg-options", *SMALL_IMAGES, *options)
+
+        done = train(options=["train_cfg.max_epochs=1"])
         assert done.code == 0, done.err
-        yield train_net, folder, done
+        yield train, folder, done
 
 
 def test_training_says_top_1_and_top_5_and_goes_on(run):
-    train_net, folder, first = run
+    train, folder, first = run
     figures = r"^val: accuracy/top1 [\d.]+, accuracy/top5 [\d.]+$"
     assert re.search(figures, first.out, re.MULTILINE)
-    common = ("--config", folder / "tiny.py", "--work-dir", folder / "run")
-    assert "holds a run already (epoch_1.pth)" in refused(train_net(*common))
-    options = ("--cfg-options", "train_dataloader.dataset.data_root=gone")
-    message = refused(train_net(*common, "--resume", *options))
+    assert "holds a run already (epoch_1.pth)" in refused(train())
+    message = refused(train("--resume", options=["train_dataloader.dataset.data_root=gone"]))
     assert "differ in train_dataloader.dataset.data_root" in message
-    done = train_net(*common, "--resume")
+    done = train("--resume")
     assert done.code == 0, done.err
     assert set(re.findall(r"Epoch\(train\) *\[(\d)\]", done.out)) == {"2"}
     assert (folder / "run" / "epoch_2.pth").is_file()
     last = re.search(figures, done.out, re.MULTILINE)[0]
-    done = train_net(*common, "--eval-only")
+    done = train("--eval-only")
     assert done.code == 0, done.err
     assert last.replace("val:", "test:") in done.out
 
