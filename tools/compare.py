@@ -27,6 +27,7 @@ from dk_detection.evaluation.seeds import Difference, Mean, holm
 METRICS = {"coco/bbox_mAP": ("box AP", 100), "coco/segm_mAP": ("mask AP", 100), "accuracy": ("accuracy", 1)}
 PACKAGES = ("torch", "numpy", "mmengine", "mmcv", "mmdet", "mmpretrain")
 INTERRUPTED = (130, 143)
+FEWEST_PAIRS = 3  # the interval of two differences is wider than twelve standard deviations
 MOST_SINGLE = 5  # with more seeds the table would be too wide for single figures
 
 
@@ -187,7 +188,7 @@ def _mean_cell(values: list[float], singly: bool) -> str:
 
 
 def _differences(runs: dict, key: str, pairs: list[list[str]], names: dict[str, str]) -> list[str]:
-    """Pairs that have two seeds in common, at least."""
+    """Of those pairs that have enough seeds in common."""
     found = []
     for before, after in pairs:
         values = [
@@ -195,7 +196,7 @@ def _differences(runs: dict, key: str, pairs: list[list[str]], names: dict[str, 
             for seed in sorted(runs[before].keys() & runs[after].keys())
         ]
         values = [pair for pair in values if not any(map(math.isnan, pair))]
-        if len(values) > 1:
+        if len(values) >= FEWEST_PAIRS:
             found.append((before, after, Difference.of(*zip(*values, strict=True))))
     if not found:
         return []
