@@ -1,4 +1,4 @@
-from .._base_.coco import dataloader
+from .._base_.coco import dataloader, tta
 from .._base_.faster_rcnn_fpn import model
 from .._base_.parts import use_r18
 from .._base_.schedule_1x import lr_multiplier, optimizer, train
