@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dk_detection.config_files import DETECTRON2, MMDET, framework_of, shipped
+from dk_detection.config_files import framework_of, shipped
 from dk_detection.errors import UserError
 
 CASES = {
@@ -100,10 +100,16 @@ def test_no_framework_is_needed():
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("framework", [MMDET, DETECTRON2])
-def test_configs_of_this_project(framework):
-    name = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_mdpool_16e_coco.py"
-    assert framework_of(shipped(framework, name)) == framework
+@pytest.mark.parametrize(
+    ("framework", "name", "whose"),
+    [
+        ("mmdet", "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_mdpool_16e_coco.py", "mmengine"),
+        ("mmpretrain", "imagenet/r50-dw-dk_90e_imagenet.py", "mmengine"),
+        ("detectron2", "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_mdpool_16e_coco.py", "detectron2"),
+    ],
+)
+def test_configs_of_this_project(framework, name, whose):
+    assert framework_of(shipped(framework, name)) == whose
     with pytest.raises(UserError, match=rf"no config {name[:-3]} for {framework}; did you mean {name}"):
         shipped(framework, name[:-3])
 
