@@ -80,7 +80,8 @@ def test_python(snippet, few_images):
 
 def check_config_of_mmengine(snippet: Snippet) -> None:
     """Builds the model and its optimiser; there is something of ours in it, and every learning rate has its use."""
-    pytest.importorskip(re.search(r'^_base_ = "(\w+)::', snippet.text)[1])
+    package = re.search(r'^_base_ = .*"(\w+)::', snippet.text)[1]
+    pytest.importorskip("mmdet" if package == "dk_detection" else package)
     from mmengine.config import Config
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, DefaultScope
