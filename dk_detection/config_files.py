@@ -17,7 +17,7 @@ MMENGINE, DETECTRON2 = "mmengine", "detectron2"
 PACKAGE = Path(__file__).parent
 # The configs of this project, which are part of the package: where each framework's own packages have theirs.
 FOLDERS = {
-    "mmdet": PACKAGE / ".mim" / "configs",
+    "mmdet": PACKAGE / "mmdet" / ".mim" / "configs",
     "mmpretrain": PACKAGE / ".mim" / "mmpretrain",
     DETECTRON2: PACKAGE / "detectron2" / "configs",
 }

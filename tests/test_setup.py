@@ -55,13 +55,13 @@ def test_every_file_of_csrc_is_compiled_or_makes_the_library_be_built_again(buil
 def test_a_wheel_holds_the_configs_and_the_tools(build):
     """Where MMEngine and Detectron2 look for those of a package."""
     places = {
-        "configs/mmdet": "dk_detection/.mim/configs",
+        "configs/mmdet": "dk_detection/mmdet/.mim/configs",
         "configs/mmpretrain/deformed_shapes": "dk_detection/.mim/mmpretrain/deformed_shapes",
         "configs/imagenet": "dk_detection/.mim/mmpretrain/imagenet",
         "configs/detectron2": "dk_detection/detectron2/configs",
         "tools": "dk_detection/.mim/tools",
     }
-    expected = {"dk_detection/.mim/model-index.yml"}
+    expected = {"dk_detection/mmdet/.mim/model-index.yml"}
     for folder, place in places.items():
         files = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml")]
         assert files

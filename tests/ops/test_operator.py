@@ -194,6 +194,7 @@ CALLS = """
         "deform_kernel_conv2d": lambda: ops.deform_kernel_conv2d(image, field, weight, kernel_size=3),
         "deform_roi_pool": lambda: ops.deform_roi_pool(image, rois, 2),
         "deform_psroi_pool": lambda: ops.deform_psroi_pool(image, rois, 2, output_channels=1, group_size=2),
+        "kernel_evolution_conv2d": lambda: ops.kernel_evolution_conv2d(image, torch.zeros(4, 9, 2), weight.flatten(2)),
     }
     assert {*calls, "resample_kernel"} == set(ops.__all__)
     ops.resample_kernel(weight, torch.zeros(1, 18), kernel_size=3)  # has nothing compiled
