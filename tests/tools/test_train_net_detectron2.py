@@ -435,6 +435,24 @@ def test_resume_and_evaluation(train_net, folder, trained, tmp_path):
     assert (half / "inference_TTA" / "coco_instances_results.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tiny.py", "train.dk_visualize.period=2 train.max_iter=2 train.eval_period=0 train.output_dir={}"),
+        ("tiny.yaml", "DK_VISUALIZE.PERIOD 2 TEST.EVAL_PERIOD 0 TEST.AUG.ENABLED False OUTPUT_DIR {}"),
+    ],
+)
+def test_pictures_of_what_a_detector_looks_at(train_net, folder, tmp_path, name, options):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = train_net("--config", folder / name, *options.format(tmp_path / "run").split())
+    assert done.code == 0, done.err
+    (events,) = (tmp_path / "run").glob("events.*")
+    seen = EventAccumulator(str(events)).Reload().Tags()
+    assert "dk_sampling" in seen["images"]
+    assert any(tag.startswith("offset_norm/") for tag in seen["scalars"])
+
+
 def test_resume_with_another_learning_rate(train_net, folder, trained):
     """Detectron2 would go on with that of the checkpoint."""
     run, _ = trained
