@@ -10,15 +10,8 @@ pointwise = [
 blocks = depthwise + pointwise
 
 model = dict(
-    type='ImageClassifier',
     backbone=dict(type='DkDeformable', network='DkMobileNetV2', out_indices=(3, ), exchange=[]),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=1000,
-        in_channels=1280,
-        loss=dict(type='CrossEntropyLoss'),
-        topk=(1, 5)))
+    head=dict(in_channels=1280))
 
 # What makes the offsets learns at a part of the rate: Deformable Kernels, Section 4. The routing of conditional
 # convolutions makes no offsets and learns at the full rate.

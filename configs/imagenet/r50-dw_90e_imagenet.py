@@ -1,15 +1,8 @@
 _base_ = '_base_/imagenet_90e.py'
 
 model = dict(
-    type='ImageClassifier',
     backbone=dict(type='DkDeformable', network='DkResNetDW', out_indices=(3, ), exchange=[]),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=1000,
-        in_channels=2048,
-        loss=dict(type='CrossEntropyLoss'),
-        topk=(1, 5)))
+    head=dict(in_channels=2048))
 
 # What makes the offsets learns at a part of the rate: Deformable Kernels, Section 4. The routing of conditional
 # convolutions makes no offsets and learns at the full rate.

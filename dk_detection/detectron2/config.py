@@ -79,6 +79,16 @@ def unread_keys(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             yield from ((f"MODEL.DK.{key}", wrong) for key in keys if cfg.MODEL.DK[key] != default.MODEL.DK[key])
 
 
+def read_config(path: str) -> CfgNode | DictConfig:
+    """A config file of Detectron2, a LazyConfig or YAML; that may have our keys."""
+    if config_files.is_lazy_config(path):
+        return LazyConfig.load(path)
+    cfg = get_cfg()
+    add_dk_config(cfg)
+    cfg.merge_from_file(path)
+    return cfg
+
+
 def get_config(name: str) -> CfgNode | DictConfig:
     """A config of this project, as `detectron2.model_zoo.get_config` gives Detectron2's.
 
@@ -88,13 +98,7 @@ def get_config(name: str) -> CfgNode | DictConfig:
     Raises:
         UserError: There is none of this name.
     """
-    path = config_files.shipped(config_files.DETECTRON2, name)
-    if config_files.is_lazy_config(path):
-        return LazyConfig.load(path)
-    cfg = get_cfg()
-    add_dk_config(cfg)
-    cfg.merge_from_file(path)
-    return cfg
+    return read_config(config_files.shipped(config_files.DETECTRON2, name))
 
 
 def _defaults(function: Callable) -> dict:

@@ -10,7 +10,7 @@ from urllib.error import URLError
 import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 from detectron2.engine import launch
 from detectron2.modeling import build_model
@@ -21,7 +21,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from dk_detection.config_files import is_lazy_config, select
-from dk_detection.detectron2.config import add_dk_config, network_of, unread_keys
+from dk_detection.detectron2.config import network_of, read_config, unread_keys
 from dk_detection.detectron2.options import first_line, override_lazy, override_yaml
 from dk_detection.detectron2.tta import check_tta, tta_of_lazy_config, tta_of_yaml
 from dk_detection.errors import UserError
@@ -96,7 +96,7 @@ class _Job:
     def __init__(self, path: str, options: list[str]) -> None:
         self.path = path
         try:
-            self.cfg = self._read()
+            self.cfg = read_config(path)
         except Exception as error:
             raise UserError(f"{path}: the config cannot be loaded ({first_line(error)})") from error
         self._override(options)
@@ -144,12 +144,6 @@ class YamlJob(_Job):
     identity = ("MODEL", "INPUT", "DATASETS.TRAIN")
     from_here_on = ("SOLVER", "DATALOADER", "DATASETS.TEST")
     _predicting = ("MODEL", "INPUT", "TEST")
-
-    def _read(self):
-        cfg = get_cfg()
-        add_dk_config(cfg)
-        cfg.merge_from_file(self.path)
-        return cfg
 
     def _override(self, options: list[str]) -> None:
         override_yaml(self.cfg, options)
@@ -199,9 +193,6 @@ class LazyJob(_Job):
     identity = ("model", "dataloader.train.dataset", "dataloader.train.mapper")
     from_here_on = ("lr_multiplier", "dataloader.train", "dataloader.test", "train.max_iter", "train.amp")
     _predicting = ("model", "dataloader.test.mapper")
-
-    def _read(self):
-        return LazyConfig.load(self.path)
 
     def _override(self, options: list[str]) -> None:
         keys = {key.partition(".")[0] for key in _LAZY_KEYS}

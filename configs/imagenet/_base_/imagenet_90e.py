@@ -2,6 +2,12 @@ _base_ = ['mmpretrain::_base_/datasets/imagenet_bs32.py', 'mmpretrain::_base_/de
 
 custom_imports = dict(imports=['dk_detection.mmengine'])
 
+# A config that inherits this one adds the backbone, and to the head its channels.
+model = dict(
+    type='ImageClassifier',
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=1000, loss=dict(type='CrossEntropyLoss'), topk=(1, 5)))
+
 # ImageNet 2012, in train/ and val/ a folder for each class; the environment variable DK_IMAGENET_ROOT says where.
 data_root = '{{$DK_IMAGENET_ROOT:data/imagenet}}'
 
