@@ -63,7 +63,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make_zoo.py", description="Write docs/zoo.md from configs/zoo.yml.", allow_abbrev=False
     )
-    parser.add_argument("--count", action="store_true", help="count parameters and FLOPs of all rows before")
+    parser.add_argument(
+        "--count", nargs="*", metavar="STEM", help="count parameters and FLOPs of these rows before (default: all)"
+    )
     group = parser.add_argument_group("a run to add before; all of these are needed")
     group.add_argument("--add", metavar="STEM", help="which config was trained")
     group.add_argument("--figures", type=Path, metavar="FILE", help="what tools/evaluate.py --json has written")
@@ -187,9 +189,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--add {args.add}: there is no such config in {ZOO.name}")
     if args.add:
         zoo[args.add]["runs"] = [*(zoo[args.add]["runs"] or []), run_of(args)]
-    if args.count:
-        for number, stem in enumerate(zoo, 1):
-            print(f"{number}/{len(zoo)} {stem}", file=sys.stderr, flush=True)
+    if args.count is not None:
+        stems = args.count or list(zoo)
+        if unknown := [stem for stem in stems if stem not in zoo]:
+            raise UserError(f"--count {unknown[0]}: there is no such config in {ZOO.name}")
+        for number, stem in enumerate(stems, 1):
+            print(f"{number}/{len(stems)} {stem}", file=sys.stderr, flush=True)
             zoo[stem] |= count(stem)
     write(zoo)
     PAGE.write_text(render(zoo), encoding="utf-8")

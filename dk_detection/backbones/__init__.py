@@ -10,5 +10,6 @@ except ImportError as error:
 
 from dk_detection.backbones.mobilenet_v2 import MobileNetV2
 from dk_detection.backbones.resnet_dw import ResNetDW
+from dk_detection.backbones.shallow9 import Shallow9
 
-__all__ = ["MobileNetV2", "ResNetDW"]
+__all__ = ["MobileNetV2", "ResNetDW", "Shallow9"]

@@ -8,8 +8,8 @@ config file two lines are enough::
         backbone=dict(
             dcn=dict(type='DkModulatedDeformConv2d', offset_groups=1), stage_with_dcn=(False, True, True, True)))
 
-Networks without a `dcn` slot, such as ResNet-18, take `DkDeformable`. The backbones of Deformable Kernels are
-`DkResNetDW` and `DkMobileNetV2`. All of these are of `dk_detection.mmengine`; here is what is about detectors.
+Networks without a `dcn` slot, such as ResNet-18, take `DkDeformable`. The backbones of the papers are `DkResNetDW`,
+`DkMobileNetV2` and `DkShallow9`. All of these are of `dk_detection.mmengine`; here is what is about detectors.
 """
 
 try:
@@ -26,6 +26,7 @@ from dk_detection.mmdet.data_checks import check_data
 from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
 from dk_detection.mmdet.mimic import DkMimicRCNN
 from dk_detection.mmdet.roi_extractors import DkRoIExtractor
+from dk_detection.mmdet.ssd import DkSSDHead
 from dk_detection.mmdet.tta import DkTTAModel
 from dk_detection.mmdet.visualize_hook import DkVisualizeHook
 from dk_detection.mmengine import models
@@ -35,6 +36,7 @@ __all__ = [
     "DkMimicRCNN",
     "DkReduceLast",
     "DkRoIExtractor",
+    "DkSSDHead",
     "DkSingleLevelRPNHead",
     "DkTTAModel",
     "DkVisualizeHook",

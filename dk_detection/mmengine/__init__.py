@@ -1,6 +1,6 @@
 """What every framework on MMEngine needs to see of dk_detection: MMDetection, MMPretrain, MMSegmentation, ...
 
-Importing this module registers every layer of `dk_detection.layers.table`, the backbones of Deformable Kernels and
+Importing this module registers every layer of `dk_detection.layers.table`, the backbones of the papers and
 `DkDeformable`, and makes MMEngine count the FLOPs of our operators. A config of any of them says::
 
     custom_imports = dict(imports=['dk_detection.mmengine'])
@@ -24,7 +24,7 @@ except ImportError as error:
 
 from dk_detection.mmengine import flops, models
 from dk_detection.mmengine.backbone_hook import DkBackboneHook
-from dk_detection.mmengine.backbones import DkMobileNetV2, DkResNetDW
+from dk_detection.mmengine.backbones import DkMobileNetV2, DkResNetDW, DkShallow9
 from dk_detection.mmengine.data_checks import check_data
 from dk_detection.mmengine.deformed_shapes import DkAccuracyByDeformation, DkColourDistance
 from dk_detection.mmengine.models import DkDeformable
@@ -38,6 +38,7 @@ __all__ = [
     "DkMobileNetV2",
     "DkResNetDW",
     "DkSamplingHook",
+    "DkShallow9",
     "check_data",
 ]
 

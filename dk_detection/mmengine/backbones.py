@@ -1,10 +1,10 @@
-"""The backbones of Deformable Kernels, by name."""
+"""The backbones of the papers, by name."""
 
 import copy
 
 from mmengine.model import BaseModule
 
-from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.backbones import MobileNetV2, ResNetDW, Shallow9
 
 
 class _WithInitCfg:
@@ -31,3 +31,7 @@ class DkResNetDW(_WithInitCfg, ResNetDW, BaseModule):
 
 class DkMobileNetV2(_WithInitCfg, MobileNetV2, BaseModule):
     """`dk_detection.backbones.MobileNetV2`, and `init_cfg`; "torchvision://mobilenet_v2" is a checkpoint that fits."""
+
+
+class DkShallow9(_WithInitCfg, Shallow9, BaseModule):
+    """`dk_detection.backbones.Shallow9`, and `init_cfg`; without it the weights are those that PyTorch draws."""

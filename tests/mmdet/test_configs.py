@@ -49,9 +49,10 @@ def test_config_is_what_its_name_says(path):
         rates = {"kernel_offset": factor, "conv_offset": factor}
         assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
-    detector = {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}[name.detector]
+    detector = {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN", "ssd": "SingleStageDetector"}[name.detector]
     assert cfg.model.type == ("DkMimicRCNN" if name.mimic else detector)
-    assert ("mask_head" in cfg.model.roi_head) == (name.detector == "mask-rcnn")
+    box_head = cfg.model.bbox_head if name.detector == "ssd" else cfg.model.roi_head.bbox_head
+    assert ("mask_head" in cfg.model.get("roi_head", {})) == (name.detector == "mask-rcnn")
 
     schedule = cfg.train_cfg
     if name.schedule in MILESTONES:
@@ -73,7 +74,7 @@ def test_config_is_what_its_name_says(path):
         assert cfg.auto_scale_lr.base_batch_size == 16
     else:
         assert dataset.data_root == cfg.val_dataloader.dataset.data_root == "data/deformed_shapes/"
-        assert cfg.model.roi_head.bbox_head.num_classes == len(dataset.metainfo.classes)
+        assert box_head.num_classes == len(dataset.metainfo.classes)
         assert dataset.metainfo.classes == cfg.val_dataloader.dataset.metainfo.classes == deformed_shapes.CLASSES
     for mode in ("val", "test"):
         loader = cfg[f"{mode}_dataloader"].dataset
@@ -91,6 +92,9 @@ def test_config_is_what_its_name_says(path):
             settings = (model.mimic.max_rois, model.mimic.patch_size, model.mimic.mimic_weight, model.mimic.cls_weight)
             assert settings == (32, 224, 0.1, 0.1)
     net = model.backbone
+    if name.detector == "ssd":
+        name.check_layers(net)
+        return
     assert cfg.model.neck.type == {"fpn": "FPN", "dc5": "DkReduceLast"}[name.neck]
     if name.neck == "dc5":
         conv2 = [module for place, module in net.layer4.named_modules() if place.endswith("conv2")]

@@ -22,7 +22,8 @@ def test_a_row_for_each_config(make_zoo):
     zoo = make_zoo.read()
     for framework in make_zoo.FRAMEWORKS:
         files = [path for path in (make_zoo.CONFIGS / framework).rglob("*_*.*") if path.suffix in (".py", ".yaml")]
-        assert sorted(path.stem for path in files if path.parent.name != "_base_") == sorted(zoo)
+        rows = [stem for stem in zoo if framework == "mmdet" or not stem.startswith("ssd_")]
+        assert sorted(path.stem for path in files if path.parent.name != "_base_") == sorted(rows)
 
 
 def test_the_page_is_in_step(make_zoo):
@@ -94,6 +95,7 @@ def test_figures_are_added(copied, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--count", "no-such"], "--count no-such: there is no such config"),
         (["--add", "no-such", "--figures", "figures.json", *RUN], "there is no such config"),
         (["--add", STEM, "--figures", "gone.json", *RUN], "gone.json is not what tools/evaluate.py --json writes"),
         (["--add", STEM, "--figures", "empty.json", *RUN], "empty.json is not what tools/evaluate.py --json writes"),

@@ -1,0 +1,7 @@
+_base_ = 'r101_90e_imagenet.py'
+
+model = dict(
+    backbone=dict(
+        type='DkDeformable',
+        network='ResNet',
+        exchange=[dict(layer='dke', select='layer[234].*.conv2', start='normal')]))
