@@ -223,8 +223,11 @@ def shapes_figure(taps: dict[str, dict[str, np.ndarray]]) -> Figure:
         taps: By title and layer, [sets, kH * kW, 2] = (row, column) in pixels from the middle of the kernel.
     """
     columns = max(map(len, taps.values()))
-    figure, axes = new_figure(2 * len(taps), columns, (1, 1))
-    for (upper, lower), (title, layers) in zip(axes.reshape(-1, 2, columns), taps.items(), strict=True):
+    titles = list(taps) if len(taps) > 1 else []
+    figure, axes = new_figure(2 * len(taps), columns, (1, 1), [" "] if titles else [])  # with room for titles
+    for title, axis in zip(titles, axes[::2, 0], strict=False):
+        axis.set_title(title, fontsize=7, pad=3, loc="left")
+    for (upper, lower), layers in zip(axes.reshape(-1, 2, columns), taps.values(), strict=True):
         reach = max(float(np.quantile(np.abs(places), 0.99)) for places in layers.values()) + 0.5
         for above, below, (name, places) in zip(upper, lower, layers.items(), strict=False):
             sampled = places[np.linspace(0, len(places) - 1, min(64, len(places))).round().astype(int)]
@@ -238,9 +241,8 @@ def shapes_figure(taps: dict[str, dict[str, np.ndarray]]) -> Figure:
                 axis.set_xlim(-reach, reach)
                 axis.set_ylim(reach, -reach)
                 axis.set_aspect("equal")
-            above.set_title(name.rpartition("backbone.")[2], fontsize=6, pad=2)
-            spread = np.sqrt((places**2).sum(-1).mean())
-            caption(below, f"{title}: {spread:.2f} pixels from the middle")
+            caption(above, name.rpartition("backbone.")[2])
+            caption(below, f"{np.sqrt((places**2).sum(-1).mean()):.2f} pixels from the middle")
     return figure
 
 
