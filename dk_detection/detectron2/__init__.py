@@ -35,6 +35,7 @@ from dk_detection.detectron2.config import add_dk_config, get_config
 from dk_detection.detectron2.mimic import DkMimicRCNN
 from dk_detection.detectron2.networks import DkDeformable, to_deformable
 from dk_detection.detectron2.poolers import DkROIHeads, DkROIPooler
+from dk_detection.detectron2.rfcn import DkVotePredictor
 from dk_detection.detectron2.solver import LearningRateFactors
 from dk_detection.detectron2.tta import DkRCNNWithTTA
 
@@ -47,6 +48,7 @@ __all__ = [
     "DkROIPooler",
     "DkReduceLast",
     "DkResNetDW",
+    "DkVotePredictor",
     "LearningRateFactors",
     "add_dk_config",
     "get_config",

@@ -12,6 +12,7 @@ from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
 from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
 from dk_detection.layers.global_deform_kernel2d import GlobalDeformKernel2d
 from dk_detection.layers.kernel_evolution_conv2d import KernelEvolutionConv2d
+from dk_detection.layers.rfcn_pool import RFCNPool
 
 __all__ = [
     "ActiveConv2d",
@@ -26,4 +27,5 @@ __all__ = [
     "ModulatedDeformConv2d",
     "ModulatedDeformKernelConv2d",
     "ModulatedDeformRoIPool",
+    "RFCNPool",
 ]

@@ -33,6 +33,8 @@ class DeformPSRoIPool(nn.Module):
         gamma: Factor on the offsets.
         num_classes: Number of runs of consecutive output channels that have offsets of their own; divides
             `output_channels`.
+        deform: Whether there is a `conv_offset`. Without it this is position-sensitive RoI pooling with its score
+            branch, that of R-FCN (2016).
         device, dtype: Of the parameters.
 
     Raises:
@@ -51,6 +53,7 @@ class DeformPSRoIPool(nn.Module):
         gamma=0.1,
         *,
         num_classes=1,
+        deform=True,
         device=None,
         dtype=None,
     ) -> None:
@@ -77,7 +80,7 @@ class DeformPSRoIPool(nn.Module):
         self.num_classes = num_classes
         factory = {"device": device, "dtype": dtype}
         self.conv_score = nn.Conv2d(in_channels, output_channels * group_size**2, 1, **factory)
-        self.conv_offset = ZeroConv2d(in_channels, 2 * num_classes * group_size**2, 1, **factory)
+        self.conv_offset = ZeroConv2d(in_channels, 2 * num_classes * group_size**2, 1, **factory) if deform else None
 
     def forward(self, input: Tensor, rois: Tensor, spatial_scale: float | None = None) -> Tensor:
         """Pools `rois` [n, 5] = (batch index, x1, y1, x2, y2) from `input` [N, C, H, W] to [n, C, outH, outW].
@@ -96,8 +99,11 @@ class DeformPSRoIPool(nn.Module):
             input, rois, spatial_scale: As `forward`'s.
 
         Returns:
-            {"offset": [n, 2 * num_classes, partH, partW]}, of each class x, then y, in units of `gamma` * RoI size.
+            {"offset": [n, 2 * num_classes, partH, partW]}, of each class x, then y, in units of `gamma` * RoI size; {}
+            without `deform`.
         """
+        if self.conv_offset is None:
+            return {}
         scale = self.spatial_scale if spatial_scale is None else spatial_scale
         fields = self.conv_offset(input)  # [N, 2 * num_classes * group_size ** 2, H, W]
         return {"offset": self._pool(fields, rois, scale, self.part_size, 2 * self.num_classes)}

@@ -17,6 +17,7 @@ from dk_detection.layers.deform_psroi_pool import DeformPSRoIPool
 from dk_detection.layers.deform_roi_pool import DeformRoIPool, ModulatedDeformRoIPool
 from dk_detection.layers.global_deform_kernel2d import GlobalDeformKernel2d
 from dk_detection.layers.kernel_evolution_conv2d import KernelEvolutionConv2d
+from dk_detection.layers.rfcn_pool import RFCNPool
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,13 @@ TABLE = (
         token="dpspool",
         kind="roi",
         layer=DeformPSRoIPool,
+        paper="Dai et al., Deformable Convolutional Networks, ICCV 2017",
+    ),
+    Row(
+        name="DkRFCNPool",
+        token="rfcnpool",
+        kind="roi",
+        layer=RFCNPool,
         paper="Dai et al., Deformable Convolutional Networks, ICCV 2017",
     ),
 )

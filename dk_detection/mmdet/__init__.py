@@ -25,6 +25,7 @@ from dk_detection.mmdet.contact_sheet import DkContactSheetHook
 from dk_detection.mmdet.data_checks import check_data
 from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
 from dk_detection.mmdet.mimic import DkMimicRCNN
+from dk_detection.mmdet.rfcn import DkVoteHead
 from dk_detection.mmdet.roi_extractors import DkRoIExtractor
 from dk_detection.mmdet.ssd import DkSSDHead
 from dk_detection.mmdet.tta import DkTTAModel
@@ -40,6 +41,7 @@ __all__ = [
     "DkSingleLevelRPNHead",
     "DkTTAModel",
     "DkVisualizeHook",
+    "DkVoteHead",
     "check_data",
 ]
 

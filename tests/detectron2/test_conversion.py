@@ -181,3 +181,16 @@ def test_our_backbone(tmp_path):
     compare(mm, d2)
     back = to_mmdet(d2.state_dict())
     assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())
+
+
+@pytest.mark.parametrize("stem", ["rfcn_r50_dc5", "rfcn_r50-dconv-c5_dc5_dpspool"])
+def test_rfcn(tmp_path, stem):
+    cfg, model = narrow_dc5(mmdet_config(f"{stem}_1k_deformed-shapes"), detectron2_model(f"{stem}_1k_deformed-shapes"))
+    mm = mmdet_model(cfg)
+    for number in range(1, 5):
+        stage = getattr(mm.backbone, f"layer{number}")
+        del stage[1:]
+    d2 = load(instantiate(model), mm, tmp_path)
+    compare(mm, d2)
+    back = to_mmdet(d2.state_dict())
+    assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())

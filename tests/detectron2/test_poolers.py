@@ -13,7 +13,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from dk_detection.detectron2 import DkReduceLast, DkROIPooler
-from dk_detection.layers import DeformPSRoIPool, DeformRoIPool, ModulatedDeformRoIPool
+from dk_detection.layers import DeformPSRoIPool, DeformRoIPool, ModulatedDeformRoIPool, RFCNPool
 from dk_detection.layers.table import TABLE
 from tests.detectron2.small import batch, detector
 
@@ -118,13 +118,13 @@ def test_yaml(row):
         *("MODEL.ROI_HEADS.NAME", "DkROIHeads"),
         *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", row.name),
         *("MODEL.ROI_MASK_HEAD.POOLER_TYPE", row.name),
-        *(() if row.layer is DeformPSRoIPool else ("MODEL.DK.MASK_POOLER.BRANCH_SIZE", 7)),
+        *(() if row.layer in (DeformPSRoIPool, RFCNPool) else ("MODEL.DK.MASK_POOLER.BRANCH_SIZE", 7)),
     )
     heads = net.roi_heads
     box, mask = heads.box_pooler.roi_layers[0], heads.mask_pooler.roi_layers[0]
     assert (type(box), type(mask)) == (row.layer, row.layer)
     assert (box.output_size, mask.output_size) == ((7, 7), (14, 14))
-    if row.layer is not DeformPSRoIPool:
+    if row.layer not in (DeformPSRoIPool, RFCNPool):
         assert (box.branch_size, mask.branch_size) == ((7, 7), (7, 7))
     with EventStorage():
         losses = net(batch())

@@ -23,7 +23,7 @@ def test_convolutions(row, kernel_size):
 
 @rows("roi")
 def test_pooling(row):
-    inputs = dict(in_channels=5) if row.token == "dpspool" else {}
+    inputs = dict(in_channels=5) if row.token in ("dpspool", "rfcnpool") else {}
     with torch.device("meta"):
         layer = row.layer(3, output_channels=5, **inputs)
         output = layer(torch.empty(2, 5, 9, 7), torch.empty(4, 5))

@@ -29,7 +29,7 @@ configs = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_there_are_configs():
-    assert {path.parent.name for path in FILES} == {"dcnv2", "deformed_shapes", "dk", "dke"}
+    assert {path.parent.name for path in FILES} == {"dcnv1", "dcnv2", "deformed_shapes", "dk", "dke"}
     assert len({path.stem for path in FILES}) == len(FILES) >= 8
 
 
@@ -43,13 +43,17 @@ def test_config_is_what_its_name_says(path):
     rates = {"conv_offset": 0.1} | ({"offset_fc": 0.01} if name.roi == "dpool" else {})
     rates |= {"kernel_offset": 0.01} if name.layers and name.layers[0][0] == "dk" else {}
     if name.dataset == "deformed-shapes":
-        rates |= {"kernel_offset": 0.1} | ({"offset_fc": 0.1} if name.roi else {})
+        rates |= {"kernel_offset": 0.1} | ({"offset_fc": 0.1} if name.roi in ("mdpool", "dpool") else {})
     elif name.backbone in OUR_NETWORKS:  # Deformable Kernels, Section 4
         factor = {"r50-dw": 0.01, "mobilenet-v2": 0.1}[name.backbone]
         rates = {"kernel_offset": factor, "conv_offset": factor}
         assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
+    if name.schedule == "240k":  # Deformable ConvNets, Section 4.1
+        rates = {}
+        optimizer = cfg.optim_wrapper.optimizer
+        assert (optimizer.lr, cfg.param_scheduler[-1].milestones) == (0.001, [160000])
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
-    detector = {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN", "ssd": "SingleStageDetector"}[name.detector]
+    detector = {"mask-rcnn": "MaskRCNN", "ssd": "SingleStageDetector"}.get(name.detector, "FasterRCNN")
     assert cfg.model.type == ("DkMimicRCNN" if name.mimic else detector)
     box_head = cfg.model.bbox_head if name.detector == "ssd" else cfg.model.roi_head.bbox_head
     assert ("mask_head" in cfg.model.get("roi_head", {})) == (name.detector == "mask-rcnn")
@@ -71,7 +75,7 @@ def test_config_is_what_its_name_says(path):
     assert dataset.type == "CocoDataset"
     if name.dataset == "coco":
         assert dataset.data_root == cfg.val_dataloader.dataset.data_root == "data/coco/"
-        assert cfg.auto_scale_lr.base_batch_size == 16
+        assert cfg.auto_scale_lr.base_batch_size == (8 if name.schedule == "240k" else 16)
     else:
         assert dataset.data_root == cfg.val_dataloader.dataset.data_root == "data/deformed_shapes/"
         assert box_head.num_classes == len(dataset.metainfo.classes)
@@ -102,7 +106,11 @@ def test_config_is_what_its_name_says(path):
     heads = ["bbox", "mask"] if name.detector == "mask-rcnn" else ["bbox"]
     for head, size in zip(heads, (7, 14), strict=False):
         layers = getattr(model.roi_head, f"{head}_roi_extractor").roi_layers
-        assert {type(layer) for layer in layers} == {LAYERS[name.roi] if name.roi else RoIAlign}
+        if name.detector == "rfcn":
+            assert [layer.score.conv_offset is not None for layer in layers] == [name.roi == "dpspool"]
+            size = 3 if name.dataset == "deformed-shapes" else 7
+        else:
+            assert {type(layer) for layer in layers} == {LAYERS[name.roi] if name.roi else RoIAlign}
         assert {layer.output_size for layer in layers} == {(size, size)}
         assert name.schedule != "16e" or {layer.sampling_ratio for layer in layers} == {2}
     if name.backbone in OUR_NETWORKS:  # the paper's scope, and as many experts as its parameters say
@@ -145,6 +153,8 @@ def test_twins_differ_in_their_layers_only(path):
                 extractor.roi_layer.type = rigid.model.roi_head[key].roi_layer.type
                 for option in ("branch_size", "deform_fc_channels"):
                     extractor.roi_layer.pop(option, None)
+                if "deform" in extractor.roi_layer:  # of R-FCN's layer
+                    extractor.roi_layer.deform = False
     assert ours.model == rigid.model
 
 

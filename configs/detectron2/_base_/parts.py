@@ -1,11 +1,12 @@
 # What the configs of a family put together.
 import os
 
+import torch
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
-from dk_detection.detectron2 import DkDeformable, DkMimicRCNN, DkROIPooler
+from dk_detection.detectron2 import DkDeformable, DkMimicRCNN, DkROIPooler, DkVotePredictor
 from dk_detection.layers import table
 
 KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'tta')
@@ -31,6 +32,28 @@ def deform_pooling(model, optimizer, token):
         heads.mask_pooler.update(options, branch_size=7)
     if token == 'dpool':  # a hundredth of the rate, as in the code of Deformable ConvNets (2017)
         optimizer.params.lr_factor_func.factors.offset_fc = 0.01
+
+
+def vote(model, channels, output_size):
+    """R-FCN (2016) behind the features of `channels`: position-sensitive score and box maps, whose bins vote."""
+    heads = model.roi_heads
+    heads.box_pooler.update(
+        _target_=DkROIPooler,
+        pooler_type='DkRFCNPool',
+        channels=channels,
+        output_channels=heads.num_classes + 1 + 4,
+        output_size=output_size,
+        sampling_ratio=0,
+        deform=False)
+    heads.box_head = L(torch.nn.Identity)()
+    heads.box_predictor.update(_target_=DkVotePredictor, smooth_l1_beta=1.0)
+    for part in ('mask_in_features', 'mask_pooler', 'mask_head'):
+        heads.pop(part, None)
+
+
+def deform_votes(model):
+    """Deformable position-sensitive RoI pooling in an R-FCN."""
+    detector(model).roi_heads.box_pooler.deform = True
 
 
 def mimic(model, **options):

@@ -1,0 +1,49 @@
+# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8.
+_base_ = ['../_base_/rfcn_r50_dc5.py', '../_base_/deformed_shapes.py', '../_base_/runtime.py']
+
+model = dict(
+    data_preprocessor=dict(mean=[128.0] * 3, std=[50.0] * 3),
+    backbone=dict(
+        base_channels=16,
+        stem_channels=16,
+        strides=(1, 2, 1, 1),
+        frozen_stages=-1,
+        norm_cfg=dict(requires_grad=True),
+        norm_eval=False,
+        init_cfg=None),
+    neck=dict(in_channels=512, out_channels=128),
+    rpn_head=dict(
+        in_channels=256,
+        feat_channels=64,
+        anchor_generator=dict(scales=[2, 4, 8], ratios=[0.6, 1.0, 1.67], strides=[8])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(
+            out_channels=6 + 1 + 4,
+            featmap_strides=[8],
+            roi_layer=dict(output_size=3, in_channels=128)),
+        bbox_head=dict(num_classes=6)),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
+        rcnn=dict(sampler=dict(num=48, pos_fraction=0.33))),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=50)))
+
+val_evaluator = dict(metric='bbox')
+test_evaluator = val_evaluator
+
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=1000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=1000, T_max=900),
+]
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05),
+    clip_grad=dict(max_norm=5),
+    paramwise_cfg=dict(custom_keys={'conv_offset': dict(lr_mult=0.1), 'kernel_offset': dict(lr_mult=0.1)}))
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2), logger=dict(interval=20))
+log_processor = dict(by_epoch=False)
+randomness = dict(seed=0)
