@@ -50,6 +50,26 @@ def backend(name: str, operator: str):
         library._destroy()
 
 
+@contextmanager
+def late_reports():
+    """Lets what device bodies on the host report of their RoIs arrive at the end, as a GPU would that lags behind."""
+    torch.ops.dk_detection._host_run_lag(True)
+    try:
+        yield
+    finally:
+        torch.ops.dk_detection._host_run_lag(False)
+
+
+def find_wrong_rois(device: str) -> None:
+    """Raises what a device has found in the RoIs of earlier calls, once it has come to them."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    with backend(device if device == "cuda" else "host_run", "deform_roi_pool") as device:
+        torch.ops.dk_detection.deform_roi_pool(
+            torch.zeros(1, 1, 1, 1, device=device), torch.zeros(0, 5, device=device), None, None, (1, 1), 1.0, 1, 0.1
+        )
+
+
 def gradcheck(function, tensors, **options) -> bool:
     """torch's, with the slack that sums by atomics need on a GPU: their order is left to chance."""
     return torch.autograd.gradcheck(function, tensors, nondet_tol=1e-10 if tensors[0].is_cuda else 0.0, **options)
