@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from dk_detection import ops
 from dk_detection.layers import DeformConv2d, LocalDeformKernel2d, ModulatedDeformConv2d
@@ -263,6 +262,7 @@ def network():
 
 def test_features_of_a_network_with_our_layers_can_be_extracted():
     layers, image = network()
+    create_feature_extractor = pytest.importorskip("torchvision.models.feature_extraction").create_feature_extractor
     extractor = create_feature_extractor(layers, {"1": "low", "4": "high"})
     features = extractor(image)
     assert torch.equal(features["low"], layers[1](layers[0](image)))
