@@ -309,7 +309,7 @@ def tiles(g: Geometry, dtype: torch.dtype) -> tuple[Tile, Tile, Tile]:
     if dtype.itemsize == 2:
         return (
             Tile(64, block(g.group_out, 256), block(g.segment, 32), 8, 3),
-            Tile(64, block(g.group_out, 64), block(g.segment, 64), 8, 2),
+            Tile(64, block(g.group_out, 64), block(g.segment, 32), 8, 2),
             Tile(32, block(g.group_out, 128), block(g.segment, 64), 4, 3),
         )
     return (

@@ -35,7 +35,7 @@ class use_fused:
 
     Raises:
         RuntimeError: the compiled library has no CUDA kernels, or Triton, of which the fused kernels are made and which
-            comes with torch for CUDA on Linux, is missing or older than 3.3.
+            comes with torch for CUDA on Linux, is missing or older than 3.6.
     """
 
     def __init__(self, mode: bool = True) -> None:
@@ -70,9 +70,13 @@ def install(key: str, other: str) -> torch.library.Library:
     if None in others:
         raise RuntimeError(f"use_fused: the compiled library of dk_detection has no kernels for {key}")
     try:
+        import triton
+
         from dk_detection.ops._fused_deform_conv2d import Call
     except ImportError as error:
-        raise RuntimeError(f"use_fused: the fused kernels need Triton 3.3 or newer ({error})") from error
+        raise RuntimeError(f"use_fused: the fused kernels need Triton 3.6 or newer ({error})") from error
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+        raise RuntimeError(f"use_fused: the fused kernels need Triton 3.6 or newer, got {triton.__version__}")
 
     def forward(input, offset, mask, weight, bias, stride, padding, dilation):
         out_shape = _output_shape(input, offset, mask, weight, bias, stride, padding, dilation)

@@ -12,7 +12,7 @@ from dk_detection import reference
 from dk_detection.ops import deform_conv2d, fused, use_fused
 from tests.ops.test_deform_conv2d import make_case
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", minversion="3.6")
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 NAME = "dk_detection.ops._fused_deform_conv2d"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -318,7 +318,11 @@ def test_the_switch_says_what_is_missing(monkeypatch):
         with pytest.raises(RuntimeError, match="the compiled library of dk_detection has no kernels for CUDA"):
             use_fused()
     monkeypatch.setitem(sys.modules, NAME, None)
-    with pytest.raises(RuntimeError, match=r"use_fused: the fused kernels need Triton 3\.3"):
+    with pytest.raises(RuntimeError, match=r"use_fused: the fused kernels need Triton 3\.6"):
+        fused.install("CPU", "host_run")
+    monkeypatch.undo()
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    with pytest.raises(RuntimeError, match=r"use_fused: the fused kernels need Triton 3\.6 or newer, got 3\.5\.1"):
         fused.install("CPU", "host_run")
 
 
