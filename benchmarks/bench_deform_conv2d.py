@@ -81,6 +81,15 @@ def ours_v2_deterministic(case: Case, settings: Settings) -> Call:
     return Call(call.forward, call.leaves, call.answer, deterministic)
 
 
+def ours_v2_fused(case: Case, settings: Settings) -> Call:
+    from dk_detection.ops import fused, use_fused
+
+    if not fused.covers(case.input, case.offset, case.weight):
+        raise Unsupported("fused: half types, and float32 with --tf32")
+    call = ours_v2(case, settings)
+    return Call(call.forward, call.leaves, call.answer, use_fused)
+
+
 def torchvision_v2(case: Case, settings: Settings) -> Call:
     from torchvision.ops import deform_conv2d
 
@@ -151,7 +160,7 @@ def main() -> None:
     }
     contenders = {"conv2d": conv2d, "ours v2": ours_v2, "ours v1": ours_v1}
     if settings.device.type == "cuda":
-        contenders["ours v2, deterministic"] = ours_v2_deterministic
+        contenders |= {"ours v2, fused": ours_v2_fused, "ours v2, deterministic": ours_v2_deterministic}
     contenders |= {
         "torchvision v2": torchvision_v2,
         "mmcv v2": mmcv_v2,

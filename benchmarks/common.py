@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Call:
         forward: computes the output from tensors that it holds.
         leaves: the tensors that forward+backward differentiates; None if the contender has no backward.
         answer: contenders of the same answer must give the same output; None if nothing else computes it.
-        context: makes the context manager that the call runs in.
+        context: makes the context manager that the call runs in; entering it is not timed.
     """
 
     forward: Callable[[], Any]
@@ -54,11 +54,17 @@ class Call:
     context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def run(self, mode: str, grad: Tensor | None) -> Any:
-        with self.context():
-            if mode == FORWARD:
-                with torch.no_grad():
-                    return self.forward()
-            return torch.autograd.grad(self.forward(), self.leaves, grad)
+        if mode == FORWARD:
+            with torch.no_grad():
+                return self.forward()
+        return torch.autograd.grad(self.forward(), self.leaves, grad)
+
+
+class Step(NamedTuple):
+    """What is timed."""
+
+    run: Callable[[], Any]
+    context: Callable[[], contextlib.AbstractContextManager]
 
 
 @dataclass
@@ -82,6 +88,7 @@ class Settings:
     threads: int
     rounds: int
     seconds: float  # each round repeats a call until it takes about this long
+    tf32: bool = False  # float32 products on CUDA may be rounded, those of cuDNN and cuBLAS alike
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> "Settings":
@@ -89,7 +96,8 @@ class Settings:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise SystemExit("--device cuda: PyTorch sees no CUDA device on this machine")
         rounds = args.rounds or (2 if args.quick else 20 if device.type == "cuda" else 5)
-        return cls(device, DTYPES[args.dtype], args.threads, rounds, seconds=0.02 if args.quick else 0.2)
+        seconds = 0.02 if args.quick else 0.2
+        return cls(device, DTYPES[args.dtype], args.threads, rounds, seconds, args.tf32)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of every contender (default 2)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--tf32", action="store_true", help="on CUDA, let products of float32 use TF32")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 5 on CPU, 20 on CUDA)")
     parser.add_argument("--quick", action="store_true", help="the first size only, 2 short rounds: to see that it runs")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every measurement and the environment")
@@ -121,7 +130,7 @@ def environment(settings: Settings) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "tf32": False,
+            "tf32": settings.tf32,
             "cudnn_benchmark": True,
         }
     return facts
@@ -152,8 +161,8 @@ def measure(
     """
     torch.set_num_threads(settings.threads)
     if settings.device.type == "cuda":
-        # The baseline at its best for the arithmetic that all contenders share: full float32, tuned algorithms.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        # The baseline at its best for the arithmetic that all contenders share, with tuned algorithms.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
         torch.backends.cudnn.benchmark = True
     results: list[Result] = []
     try:
@@ -176,7 +185,7 @@ def _measure_mode(
     settings: Settings,
     results: list[Result],
 ) -> None:
-    ready: list[tuple[Result, Callable[[], Any], int]] = []
+    ready: list[tuple[Result, Step, int]] = []
     answers: dict[str, Tensor] = {}
     for name, prepare in contenders.items():
         result = Result(label, name, mode)
@@ -203,12 +212,13 @@ def _measure_mode(
     _progress("")
 
 
-def _step(call: Call, mode: str, settings: Settings, answers: dict[str, Tensor]) -> Callable[[], Any]:
-    """The function to time. Its first output is compared with that of the others that compute the same."""
-    out = call.run(FORWARD, None)
+def _step(call: Call, mode: str, settings: Settings, answers: dict[str, Tensor]) -> Step:
+    """What to time. Its first output is compared with that of the others that compute the same."""
+    with call.context():
+        out = call.run(FORWARD, None)
     out = torch.as_tensor(out[0] if isinstance(out, list) else out).to(settings.device)
     # In 16 bits the peers round the sampling positions themselves, so their outputs are not comparable point by point.
-    if call.answer is not None and settings.dtype in (torch.float32, torch.float64):
+    if call.answer is not None and settings.dtype in (torch.float32, torch.float64) and not settings.tf32:
         expected = answers.setdefault(call.answer, out)
         difference = ((out - expected).abs().max() / expected.abs().max()).item()
         if not difference < 1e-3:
@@ -216,25 +226,26 @@ def _step(call: Call, mode: str, settings: Settings, answers: dict[str, Tensor])
     grad = None
     if mode == BACKWARD:
         grad = torch.randn(out.shape, dtype=out.dtype, device=out.device)
-    return lambda: call.run(mode, grad)
+    return Step(lambda: call.run(mode, grad), call.context)
 
 
-def _seconds(step: Callable[[], Any], repeats: int, settings: Settings) -> float:
-    if settings.device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+def _seconds(step: Step, repeats: int, settings: Settings) -> float:
+    with step.context():
+        if settings.device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(repeats):
+                step.run()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / repeats
+        started = time.perf_counter()
         for _ in range(repeats):
-            step()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
-    started = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    return (time.perf_counter() - started) / repeats
+            step.run()
+        return (time.perf_counter() - started) / repeats
 
 
-def _repeats(step: Callable[[], Any], settings: Settings) -> int:
+def _repeats(step: Step, settings: Settings) -> int:
     """Warms up, then says how many calls fill a round."""
     once = _seconds(step, 1, settings)
     if once < settings.seconds:
@@ -242,13 +253,14 @@ def _repeats(step: Callable[[], Any], settings: Settings) -> int:
     return min(1000, math.ceil(settings.seconds / once))
 
 
-def _peak_bytes(step: Callable[[], Any], settings: Settings) -> int | None:
+def _peak_bytes(step: Step, settings: Settings) -> int | None:
     if settings.device.type != "cuda":
         return None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    step()
+    with step.context():
+        step.run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 

@@ -3,14 +3,15 @@ import functools
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from dk_detection import to_deformable
 from dk_detection.convert import exchanges
 from dk_detection.layers import DeformConv2d, GlobalDeformKernel2d, LocalDeformKernel2d, ModulatedDeformConv2d
-from tests.networks import settled
+
+torchvision = pytest.importorskip("torchvision")
+from tests.networks import settled  # noqa: E402  (needs torchvision)
 
 both = pytest.mark.parametrize("layer_class", [DeformConv2d, ModulatedDeformConv2d])
 

@@ -10,6 +10,7 @@
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <atomic>
 #include <cstdint>
 
 #include "common/host_device.h"
@@ -34,6 +35,14 @@ struct HostLauncher {
   // Whether results may be waited for: not while a CUDA graph is recorded. Tests pretend that one is.
   static bool may_wait() { return !recording; }
   static inline bool recording = false;
+
+  // A word that bodies write and the host reads without waiting. Tests pretend that the device lags behind: what it
+  // wrote arrives when they stop.
+  static std::atomic<uint64_t>& report() { return reported; }
+  static uint64_t* report_from_device() { return lagging ? &late : reinterpret_cast<uint64_t*>(&reported); }
+  static inline std::atomic<uint64_t> reported{0};
+  static inline uint64_t late = 0;
+  static inline bool lagging = false;
 
   template <typename Body>
   static void run(int64_t items, const Body& body) {

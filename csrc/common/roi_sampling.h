@@ -123,15 +123,18 @@ struct RoundedBins {
   }
 };
 
-// Whether a RoI names an image there is and both of its sides can be told in numbers of type A.
+// Whether a RoI names an image that there is.
+template <typename A>
+DK_HOST_DEVICE bool names_image(const A* roi, const RoiPoolSizes& s) {
+  return roi[0] >= 0 && roi[0] < static_cast<A>(s.batch) && roi[0] == std::floor(roi[0]);
+}
+
+// Whether it does, and both of its sides can be told in numbers of type A.
 template <typename A>
 DK_HOST_DEVICE bool is_valid_roi(const A* roi, const RoiPoolSizes& s) {
-  if (!(roi[0] >= 0 && roi[0] < static_cast<A>(s.batch) && roi[0] == std::floor(roi[0]))) {
-    return false;
-  }
   const A scale = static_cast<A>(s.spatial_scale);
   const A w = (roi[3] + 1) * scale - roi[1] * scale, h = (roi[4] + 1) * scale - roi[2] * scale;
-  return w - w == 0 && h - h == 0;  // neither infinite nor NaN
+  return names_image(roi, s) && w - w == 0 && h - h == 0;  // neither infinite nor NaN
 }
 
 template <typename A>

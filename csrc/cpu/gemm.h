@@ -3,8 +3,13 @@
 
 #include <ATen/ATen.h>
 #include <ATen/native/CPUBlas.h>
+#include <torch/version.h>
 
 #include <algorithm>
+
+#if TORCH_VERSION_MAJOR < 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 6)
+#error "dk_detection needs torch >= 2.6 (at::native::cpublas::brgemm for float)"
+#endif
 
 namespace dk {
 
@@ -24,11 +29,7 @@ inline void gemm(
     float* c,
     int64_t ldc,
     bool accumulate) {
-#ifdef CPUBLAS_BRGEMM_F32F32F32
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, /*is_vnni=*/false);
-#else
-#error "dk_detection needs torch >= 2.6 (at::native::cpublas::brgemm for float)"
-#endif
 }
 
 // Double serves gradient checks: torch's matrix product on views, without a fast path of its own.

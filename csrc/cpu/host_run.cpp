@@ -42,6 +42,13 @@ at::Tensor lock_step_sum(const at::Tensor& values, int64_t absent) {
 
 TORCH_LIBRARY_FRAGMENT(dk_detection, m) {
   m.def("_host_run_record", [](bool recording) { dk::HostLauncher::recording = recording; });
+  m.def("_host_run_lag", [](bool lagging) {
+    dk::HostLauncher::lagging = lagging;
+    if (!lagging) {
+      dk::HostLauncher::reported = dk::HostLauncher::late;
+      dk::HostLauncher::late = 0;
+    }
+  });
 #ifdef DK_HAS_LOCK_STEP
   m.def("_lock_step_sum", &dk::lock_step_sum);
 #endif

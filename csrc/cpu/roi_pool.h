@@ -109,7 +109,7 @@ class RoiPoolCpu {
             s, boxes.template const_data_ptr<T>(), off.defined() ? off.template const_data_ptr<T>() : nullptr,
             msk.defined() ? msk.template const_data_ptr<T>() : nullptr} {}
 
-  void check_rois(const char* name) const { check_roi_values<HostLauncher, T>(name, boxes, s); }
+  void check_rois(const char* name) const { check_roi_values<T>(name, boxes, s); }
 
   at::Tensor forward(bool channels_last) const {
     const at::Tensor output = at::empty(

@@ -7,7 +7,9 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <new>
 
 namespace dk {
 
@@ -41,6 +43,24 @@ struct CudaLauncher {
   using Guard = c10::cuda::CUDAGuard;
 
   static bool may_wait() { return c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None; }
+
+  // A word that kernels write and the host reads without waiting, one for all devices. Never freed: kernels may outlive
+  // what runs at the end of a process.
+  static std::atomic<uint64_t>& report() {
+    static std::atomic<uint64_t>& word = []() -> std::atomic<uint64_t>& {
+      const c10::cuda::CUDAStreamCaptureModeGuard while_a_graph_is_recorded(cudaStreamCaptureModeRelaxed);
+      void* memory = nullptr;
+      C10_CUDA_CHECK(
+          cudaHostAlloc(&memory, sizeof(std::atomic<uint64_t>), cudaHostAllocPortable | cudaHostAllocMapped));
+      return *new (memory) std::atomic<uint64_t>(0);
+    }();
+    return word;
+  }
+  static uint64_t* report_from_device() {
+    void* pointer = nullptr;
+    C10_CUDA_CHECK(cudaHostGetDevicePointer(&pointer, &report(), 0));
+    return static_cast<uint64_t*>(pointer);
+  }
 
   template <typename Body>
   static void run(int64_t items, const Body& body) {

@@ -4,6 +4,7 @@ from dk_detection.ops.deform_conv2d import deform_conv2d
 from dk_detection.ops.deform_kernel_conv2d import deform_kernel_conv2d
 from dk_detection.ops.deform_psroi_pool import deform_psroi_pool
 from dk_detection.ops.deform_roi_pool import deform_roi_pool
+from dk_detection.ops.fused import use_fused
 from dk_detection.ops.kernel_evolution_conv2d import kernel_evolution_conv2d
 from dk_detection.ops.resample_kernel import resample_kernel
 
@@ -14,4 +15,5 @@ __all__ = [
     "deform_roi_pool",
     "kernel_evolution_conv2d",
     "resample_kernel",
+    "use_fused",
 ]

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 
 import torch
 
+# Before torch 2.7 what is exported was only said to be compiled.
+_is_exported = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 def is_exporting() -> bool:
     """Whether `torch.onnx.export` traces the caller."""
     # The first two are cheap, and known to torch.compile, which would look into the third.
-    return (torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
+    return (_is_exported() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def is_traced_by_torchscript() -> bool:

@@ -256,16 +256,15 @@ def _values(ctx):
 
 def _empty_like(input, shape):
     """An empty tensor in the memory format of `input`, as the kernels return their output."""
-    format = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=format)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input))
 
 
-def _is_channels_last(input):
-    """Whether at::Tensor::suggest_memory_format takes [N, C, H, W] for channels-last; where both fit, it does not."""
+def memory_format(input: torch.Tensor) -> torch.memory_format:
+    """What at::Tensor::suggest_memory_format takes [N, C, H, W] for; where both fit, it is contiguous."""
     least = 0
     for dim in (1, 3, 2, 0):
         stride = input.stride(dim)
         if stride == 0 or stride < least or (dim == 0 and least == input.stride(1)):
-            return False
+            return torch.contiguous_format
         least = stride * input.shape[dim] if input.shape[dim] > 1 else stride
-    return True
+    return torch.channels_last

@@ -64,8 +64,9 @@ def deform_psroi_pool(
 
     Raises:
         ValueError: a shape, a size, a device or a RoI (its batch index, a coordinate that is not finite) does not fit.
-            On CUDA the values of the RoIs are waited for; while a CUDA graph is captured they cannot be, and a wrong
-            RoI gives NaN.
+            On CUDA the RoIs are checked without waiting for the GPU: a wrong one gives NaN, and if the error does not
+            come from this call, it comes from a later one of a RoI operator and says how many calls ago it was. With
+            the environment variable CUDA_LAUNCH_BLOCKING=1 it comes from this call.
         TypeError: a dtype does not fit.
         RuntimeError: the compiled library is missing or was built from other sources; or a second derivative is taken.
     """

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_psroi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, HOST_BACKENDS, Case, RoIPoolSuite, backend, gradcheck
+from tests.ops.suite import BACKENDS, HOST_BACKENDS, Case, RoIPoolSuite, backend, find_wrong_rois, gradcheck
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -412,6 +412,7 @@ def test_wrong_input_to_the_compiled_operator(device, name):
     args["part_size"] = (args["part_size"],) * 2 if isinstance(args["part_size"], int) else args["part_size"]
     with pytest.raises((error, NotImplementedError), match="deform_psroi_pool"):
         torch.ops.dk_detection.deform_psroi_pool(*tensors, **args)
+        find_wrong_rois(device)
 
 
 def test_channel_check_does_not_overflow(device):
@@ -440,8 +441,7 @@ def args_in_order(args):
 @pytest.mark.parametrize("host", HOST_BACKENDS)
 @pytest.mark.parametrize("deterministic", (False, True))
 def test_device_backward_guards_itself_against_wrong_rois(deterministic, host):
-    # Devices check the values of RoIs in the forward only, as that takes a wait. The bodies must not read or write with
-    # them.
+    # Devices report the values of RoIs in the forward only. The bodies must not read or write with them.
     args = _good()
     tensors = [args.pop(key) for key in ("input", "rois", "offset", "mask")]
     tensors[1] = torch.tensor([[2.0, 1, 1, 3, 4], [-1, 0, 2, 4, 4], [1, math.nan, 2, 3, 3]])

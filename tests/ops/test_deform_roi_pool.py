@@ -3,12 +3,20 @@ import math
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import roi_align
 
 from dk_detection import reference
-from dk_detection.ops import deform_roi_pool
+from dk_detection.ops import deform_psroi_pool, deform_roi_pool
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, HOST_BACKENDS, Case, RoIPoolSuite, backend, gradcheck
+from tests.ops.suite import (
+    BACKENDS,
+    HOST_BACKENDS,
+    Case,
+    RoIPoolSuite,
+    backend,
+    find_wrong_rois,
+    gradcheck,
+    late_reports,
+)
 
 SCALE, GAMMA = 0.5, 0.2
 # On a map of 9 x 7 pixels at half the image's size: inside; over the upper left corner; over the lower right one; less
@@ -151,6 +159,7 @@ def test_equals_aligned_roi_pooling_at_rest(device, ratio, rois, rest):
     parts = {"offset": torch.zeros(len(rois), 2, 3, 4), "mask": torch.ones(len(rois), 1, 3, 4)} if rest else {}
     parts = {name: part.to(device) for name, part in parts.items()}
     output = deform_roi_pool(input, rois, (3, 4), spatial_scale=0.3, sampling_ratio=ratio, **parts)
+    roi_align = pytest.importorskip("torchvision.ops").roi_align
     expected = roi_align(input, rois, (3, 4), 0.3, ratio or -1, aligned=True)
     torch.testing.assert_close(output, expected)
     grad = torch.randn_like(output)
@@ -452,6 +461,48 @@ def test_wrong_input_to_the_compiled_operator(device, name):
         torch.ops.dk_detection.deform_roi_pool(
             *tensors, size, args["spatial_scale"], args["sampling_ratio"], args["gamma"]
         )
+        find_wrong_rois(device)
+
+
+@pytest.mark.parametrize("host", HOST_BACKENDS)
+@pytest.mark.parametrize(
+    ("roi", "what"),
+    [((2, 1, 1, 3, 4), "has a batch index that is none"), ((1, 1, math.inf, 3, 4), "has coordinates that are not fin")],
+)
+def test_a_device_is_not_waited_for(host, roi, what):
+    # What it finds arrives late: the result of a wrong RoI is NaN, the others are as they should be, and the next call
+    # raises, whatever that one is about. After that all is well again.
+    args = _good()
+    wrong = args["rois"].clone()
+    wrong[1] = torch.tensor(roi)
+    with backend(host, "deform_roi_pool"):
+        expected = deform_roi_pool(**args)
+        with late_reports():
+            output = deform_roi_pool(**args | {"rois": wrong})
+            assert torch.equal(deform_roi_pool(**args), expected)
+        assert torch.equal(output[::2], expected[::2]) and output[1].isnan().all()
+        with pytest.raises(ValueError, match=rf"deform_roi_pool: rois\[1\] of an earlier call, 2 .* {what}"):
+            deform_roi_pool(**args)
+        assert torch.equal(deform_roi_pool(**args), expected)
+
+
+def test_wrong_rois_are_reported_to_another_operator_and_after_many_calls():
+    args = _good()
+    args["rois"][2, 0] = -1
+    with backend("host_run", "deform_roi_pool"):
+        with late_reports():
+            deform_roi_pool(**args)
+        with (
+            backend("host_run", "deform_psroi_pool"),
+            pytest.raises(ValueError, match=r"deform_roi_pool: rois\[2\] of an earlier call, 1 RoI pool"),
+        ):
+            deform_psroi_pool(args["input"], args["rois"], 1, output_channels=6, group_size=1)
+        with late_reports():
+            deform_roi_pool(**args)
+            for _ in range(1100):
+                deform_roi_pool(args["input"], args["rois"][:1], 1)
+        with pytest.raises(ValueError, match=r"a RoI operator: rois\[2\] of an earlier call, 1101 RoI pool"):
+            deform_roi_pool(**args)
 
 
 def test_wrong_gradient_to_the_compiled_operator(device):
@@ -472,8 +523,7 @@ def test_wrong_gradient_to_the_compiled_operator(device):
 @pytest.mark.parametrize("host", HOST_BACKENDS)
 @pytest.mark.parametrize("deterministic", (False, True))
 def test_device_backward_guards_itself_against_wrong_rois(deterministic, host):
-    # Devices check the values of RoIs in the forward only, as that takes a wait. The bodies must not read or write with
-    # them.
+    # Devices report the values of RoIs in the forward only. The bodies must not read or write with them.
     args = _good()
     rois = torch.tensor([[2.0, 1, 1, 3, 4], [-1, 0, 2, 4, 4], [1, math.nan, 2, 3, 3]])
     grad = torch.rand(3, 6, 3, 2)
@@ -489,7 +539,7 @@ def test_device_backward_guards_itself_against_wrong_rois(deterministic, host):
 
 @pytest.mark.parametrize("host", HOST_BACKENDS)
 def test_while_a_graph_is_recorded(host):
-    # Nothing may wait for a result: a wrong RoI gives NaN, no error; what needs a size from the device is refused.
+    # A wrong RoI gives NaN, and an error in the call after a replay; what needs a size from the device is refused.
     args = _good()
     args["input"].requires_grad_()
     others = {name: args[name][::2] for name in ("rois", "offset", "mask")}
@@ -499,7 +549,7 @@ def test_while_a_graph_is_recorded(host):
     args["rois"][1, 0] = 7
     torch.ops.dk_detection._host_run_record(True)
     try:
-        with backend(host, "deform_roi_pool"):
+        with backend(host, "deform_roi_pool"), late_reports():
             output = deform_roi_pool(**args)
             output[::2].sum().backward()
             torch.use_deterministic_algorithms(True)
@@ -511,6 +561,8 @@ def test_while_a_graph_is_recorded(host):
     torch.testing.assert_close(output[::2], expected)
     assert output[1].isnan().all()
     torch.testing.assert_close(args["input"].grad, wanted)
+    with pytest.raises(ValueError, match=r"rois\[1\] of an earlier call"):
+        find_wrong_rois(host)
 
 
 @pytest.mark.cuda
@@ -525,6 +577,8 @@ def test_cuda_graph():
     args["rois"][1, 0] = 7
     graph.replay()
     assert torch.equal(output[::2], expected[::2]) and output[1].isnan().all()
+    with pytest.raises(ValueError, match=r"deform_roi_pool: rois\[1\] of an earlier call"):
+        find_wrong_rois("cuda")
 
 
 def test_flops():
