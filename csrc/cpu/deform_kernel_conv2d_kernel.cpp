@@ -1,6 +1,7 @@
 // Host kernels of deform_kernel_conv2d.
 //
-// Everything runs in float (double for double): half types are widened on entry and rounded once at the end. The input
+// Everything runs in float (double for double): half types are widened on entry and rounded once at the end; but where
+// the processor multiplies bfloat16 matrices, the columns of the forward are rounded, too. The input
 // is channels-last. For each output position and tap two bilinear set-ups, where the tap looks on the map and which
 // cells of the scope it takes its value from, are computed once and serve all channels of their groups.
 //
@@ -214,19 +215,22 @@ struct BackwardRun {
   T* scope_dots;  // [positions, taps, 4] += sum over channels of gradient * cell
 };
 
+}  // namespace
+
 #define DK_VECTOR_FILE "cpu/deform_kernel_conv2d_vectors.h"
 #include "cpu/for_each_vector.h"
+
+namespace {
 
 // Output positions of a tile. Depthwise they only share the set-up of their samples. Otherwise they are the rows of
 // matrix products, as many as keep a panel of columns inside a quarter megabyte.
 int64_t tile_positions(const DeformKernelConv2dSizes& s) {
   constexpr int64_t kCacheFloats = 64 * 1024;
   const int64_t positions = std::max<int64_t>(s.positions(), 1);
-  int64_t tile = s.depthwise() ? 16 : std::clamp<int64_t>(kCacheFloats / (s.cells() * kPanel), 16, 128);
+  int64_t tile = s.depthwise() ? 64 : std::clamp<int64_t>(kCacheFloats / (s.cells() * kPanel), 16, 128);
   // Four tiles a thread even out threads that start late.
   tile = std::min(tile, std::max<int64_t>(16, positions * s.batch / (4 * at::get_num_threads())));
-  const int64_t tiles = (positions + tile - 1) / tile;
-  return (positions + tiles - 1) / tiles;
+  return even_tile(positions, tile);
 }
 
 // The tensors of a call, widened, and the problem on them.
@@ -241,7 +245,7 @@ struct Arguments {
       const at::Tensor& ko,
       const std::optional<at::Tensor>& o,
       const std::optional<at::Tensor>& m)
-      : input(widen<T>(x, at::MemoryFormat::ChannelsLast)),
+      : input(channels_last_map<T>(x)),
         kernel_offset(widen<T>(ko, at::MemoryFormat::Contiguous)),
         offset(o ? widen<T>(*o, at::MemoryFormat::Contiguous) : at::Tensor()),
         mask(m ? widen<T>(*m, at::MemoryFormat::Contiguous) : at::Tensor()),
@@ -285,7 +289,8 @@ void each_part_of_group(int64_t channels, const Body& body) {
   }
 }
 
-template <typename T>
+// `Stored` is the type of the output and of what is multiplied: T, or bfloat16 where the processor multiplies it.
+template <typename T, typename Stored>
 at::Tensor forward(
     const DeformKernelConv2dSizes& s,
     const at::Tensor& input,
@@ -296,8 +301,8 @@ at::Tensor forward(
     const std::optional<at::Tensor>& bias) {
   const auto format = input.suggest_memory_format();
   const bool channels_last = format == at::MemoryFormat::ChannelsLast;
-  const auto compute = c10::CppTypeToScalarType<T>::value;
-  at::Tensor output = at::empty({s.batch, s.out_channels, s.out_h, s.out_w}, input.options().dtype(compute), format);
+  const auto stored = c10::CppTypeToScalarType<Stored>::value;
+  at::Tensor output = at::empty({s.batch, s.out_channels, s.out_h, s.out_w}, input.options().dtype(stored), format);
   if (s.batch == 0) {
     return output.to(input.scalar_type());
   }
@@ -306,13 +311,14 @@ at::Tensor forward(
   const at::Tensor w = widen<T>(weight, at::MemoryFormat::Contiguous);
   const at::Tensor b = bias ? widen<T>(*bias, at::MemoryFormat::Contiguous) : at::Tensor();
   const T* bias_data = bias ? b.const_data_ptr<T>() : nullptr;
-  T* out = output.mutable_data_ptr<T>();
+  Stored* out = output.mutable_data_ptr<Stored>();
 
   const int64_t channels = s.in_channels, positions = s.positions(), cells = s.cells(), taps = s.taps();
   const int64_t group_in = s.group_in(), group_out = s.group_out(), group_rows = cells * group_in;
-  std::vector<T> packed;  // unless depthwise, [cells * C / groups, O / groups] per group, in panels
+  std::vector<T> filter;       // depthwise
+  std::vector<Stored> packed;  // else: [cells * C / groups, O / groups] per group, in panels
   if (s.depthwise()) {
-    packed = depthwise_filter<T>(s, w);
+    filter = depthwise_filter<T>(s, w);
   } else {
     const at::Tensor by_group = w.view({s.groups, group_out, group_in, cells});
     std::vector<at::Tensor> parts;
@@ -333,10 +339,12 @@ at::Tensor forward(
   const auto rows = s.depthwise() ? (offset ? DK_BEST(depthwise_rows<T, true>) : DK_BEST(depthwise_rows<T, false>))
                                   : (offset ? DK_BEST(scatter_rows<T, true>) : DK_BEST(scatter_rows<T, false>));
 
+  const auto narrow_row = DK_BEST(shift_row<T, Stored>);
   at::parallel_for(0, s.batch * tiles, 1, [&](int64_t begin, int64_t end) {
     Plan<T> plan(problem);
     const Margin<T> margin;
     std::vector<T> columns(s.depthwise() ? 0 : tile * column_size), result(tile * s.out_channels);
+    std::vector<Stored> narrowed(std::is_same_v<T, Stored> ? 0 : columns.size());
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles, first = unit % tiles * tile, count = std::min(tile, positions - first);
       plan.start_tile(n, first, count);
@@ -349,18 +357,28 @@ at::Tensor forward(
         const int64_t row_size = (cells + 1) * panel.width;
         plan.each_run(panel, [&](int64_t c, int64_t width, int64_t i, int64_t j) {
           const bool depthwise = s.depthwise();
-          const T* filter = depthwise ? packed.data() + depthwise_cell(s, panel, c) : nullptr;
+          const T* cells_of_run = depthwise ? filter.data() + depthwise_cell(s, panel, c) : nullptr;
           rows(
-              {problem.image(n) + c, channels, filter, panel.width, margin.zeros, taps}, plan.data(i, 0),
-              plan.scope(j, 0), count, width, depthwise ? result.data() + c : columns.data() + c - panel.first,
-              depthwise ? channels : row_size);
+              {problem.image(n) + c, channels, cells_of_run, panel.width, margin.zeros, taps}, plan.data(i, 0),
+              plan.scope(j, 0), count, width, (depthwise ? result.data() : columns.data()) + c - panel.first,
+              depthwise ? panel.width : row_size);
         });
         if (s.depthwise()) {
+          store_tile(
+              result.data(), bias_data ? bias_data + panel.first : nullptr, count, panel.width, channels, positions,
+              channels_last, first, out + n * channels * positions + panel.first * (channels_last ? 1 : positions));
           continue;
         }
+        const Stored* multiplied;
+        if constexpr (std::is_same_v<T, Stored>) {
+          multiplied = columns.data();
+        } else {
+          narrow_row(columns.data(), nullptr, count * row_size, narrowed.data());
+          multiplied = narrowed.data();
+        }
         each_part(panel, group_in, [&](int64_t c, int64_t width, int64_t g) {
-          const T* a = columns.data() + c - panel.first;
-          const T* matrix = packed.data() + g * group_rows * group_out;
+          const Stored* a = multiplied + c - panel.first;
+          const Stored* matrix = packed.data() + g * group_rows * group_out;
           const int64_t row = c % group_in * cells;
           T* to = result.data() + g * group_out;
           if (width == panel.width) {  // the part is the panel: its cells lie side by side
@@ -375,10 +393,13 @@ at::Tensor forward(
           }
         });
       }
-      store_tile(
-          result.data(), bias_data, count, s.out_channels, positions, channels_last, first,
-          out + n * s.out_channels * positions);
+      if (!s.depthwise()) {
+        store_tile(
+            result.data(), bias_data, count, s.out_channels, s.out_channels, positions, channels_last, first,
+            out + n * s.out_channels * positions);
+      }
     }
+    release_gemm<Stored>();
   });
   return output.to(input.scalar_type());
 }
@@ -530,7 +551,7 @@ DeformKernelConv2dGradients backward(
   const int64_t taps = s.taps(), cells = s.cells(), channels = s.in_channels, positions = s.positions();
   const int64_t group_in = s.group_in(), group_out = s.group_out();
   const Arguments<T> arguments(s, input, kernel_offset, offset, mask);
-  const at::Tensor grad_rows = widen<T>(grad_output, at::MemoryFormat::ChannelsLast);
+  const at::Tensor grad_rows = channels_last_map<T>(grad_output);
   const at::Tensor grad_columns = s.depthwise() ? grad_rows : widen<T>(grad_output, at::MemoryFormat::Contiguous);
 
   const std::vector<Panel> panels = channel_panels(channels, group_in);
@@ -639,8 +660,14 @@ at::Tensor deform_kernel_conv2d_cpu(
     bool clip) {
   const auto s =
       check_deform_kernel_conv2d(input, kernel_offset, offset, mask, weight, bias, stride, padding, dilation, clip);
-  return input.scalar_type() == at::kDouble ? forward<double>(s, input, kernel_offset, offset, mask, weight, bias)
-                                            : forward<float>(s, input, kernel_offset, offset, mask, weight, bias);
+  if (input.scalar_type() == at::kDouble) {
+    return forward<double, double>(s, input, kernel_offset, offset, mask, weight, bias);
+  }
+  // Two channels at a time are multiplied.
+  if (input.scalar_type() == at::kBFloat16 && (s.depthwise() || s.group_in() % 2 == 0) && has_bfloat16_products()) {
+    return forward<float, at::BFloat16>(s, input, kernel_offset, offset, mask, weight, bias);
+  }
+  return forward<float, float>(s, input, kernel_offset, offset, mask, weight, bias);
 }
 
 DeformKernelConv2dGradients deform_kernel_conv2d_backward_cpu(

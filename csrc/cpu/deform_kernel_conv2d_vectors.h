@@ -1,33 +1,5 @@
 // Inner loops of deform_kernel_conv2d over a run of channels: part of its host kernels, for for_each_vector.h.
 
-#define DK_INLINE DK_TARGET inline __attribute__((always_inline))
-
-template <typename T>
-struct Wide {
-  typedef T Vector __attribute__((vector_size(DK_VECTOR_BYTES), aligned(alignof(T)), may_alias));
-};
-
-template <typename V, typename T>
-DK_INLINE const V& read(const T* at) {
-  return *reinterpret_cast<const V*>(at);
-}
-
-template <typename V, typename T>
-DK_INLINE V& write(T* at) {
-  return *reinterpret_cast<V*>(at);
-}
-
-// Calls body(vector type, how many, first channel) for pieces of [0, width): four vectors, one, or a single channel.
-#define DK_EACH_PIECE(WIDTH, BODY)                                   \
-  {                                                                  \
-    using Vector = typename Wide<T>::Vector;                         \
-    constexpr int64_t kLanes = DK_VECTOR_BYTES / sizeof(T);          \
-    int64_t c = 0;                                                   \
-    for (; c + 4 * kLanes <= WIDTH; c += 4 * kLanes) BODY(Vector, 4) \
-    for (; c + kLanes <= WIDTH; c += kLanes) BODY(Vector, 1)         \
-    for (; c < WIDTH; ++c) BODY(T, 1)                                \
-  }
-
 template <typename V, int kNumber, bool kMoved, typename T>
 DK_INLINE void depthwise_vectors(
     const ForwardRun<T>& run, const DataSample<T>* data, const ScopeSample<T>* scope, int64_t c, T* out) {
@@ -57,7 +29,7 @@ DK_INLINE void depthwise_vectors(
     }
   }
   for (int v = 0; v < kNumber; ++v) {
-    write<V>(out + c + v * kLanes) = sum[v];
+    write<V>(out + c + v * kLanes, sum[v]);
   }
 }
 
@@ -103,10 +75,10 @@ DK_INLINE void scatter_vectors(
       if (kMoved) {
         value += w1 * read<V>(x1 + i) + w2 * read<V>(x2 + i) + w3 * read<V>(x3 + i);
       }
-      write<V>(s0 + i) += b0 * value;
-      write<V>(s1 + i) += b1 * value;
-      write<V>(s2 + i) += b2 * value;
-      write<V>(s3 + i) += b3 * value;
+      add<V>(s0 + i, b0 * value);
+      add<V>(s1 + i, b1 * value);
+      add<V>(s2 + i, b2 * value);
+      add<V>(s3 + i, b3 * value);
     }
   }
 }
@@ -128,29 +100,6 @@ DK_TARGET void scatter_rows(
   }
   DK_EACH_PIECE(width, DK_SCATTER)
 #undef DK_SCATTER
-}
-
-// dots[i] += the sum of vector i.
-template <typename T>
-DK_INLINE void add_sums(const T* sums, int number, T* dots) {
-  for (int i = 0; i < number; ++i) {
-    dots[i] += sums[i];
-  }
-}
-
-template <typename T>
-DK_INLINE void add_sums(const typename Wide<T>::Vector* sums, int number, T* dots) {
-  typedef T Quarter __attribute__((vector_size(16), may_alias));
-  for (int i = 0; i < number; ++i) {
-    const Quarter* part = reinterpret_cast<const Quarter*>(sums + i);
-    Quarter sum = part[0];
-    for (int k = 1; k < DK_VECTOR_BYTES / 16; ++k) {
-      sum += part[k];
-    }
-    for (size_t k = 0; k < 16 / sizeof(T); ++k) {
-      dots[i] += sum[k];
-    }
-  }
 }
 
 template <typename V, int kNumber, bool kMoved, bool kDepthwise, bool kDataDots, typename T>
@@ -202,18 +151,18 @@ DK_INLINE void backward_vectors(
       s_dots[1] += to_cells * s1;
       s_dots[2] += to_cells * s2;
       s_dots[3] += to_cells * s3;
-      write<V>(t[0] + i) += b0 * to_cells;
-      write<V>(t[1] + i) += b1 * to_cells;
-      write<V>(t[2] + i) += b2 * to_cells;
-      write<V>(t[3] + i) += b3 * to_cells;
-      write<V>(gx[0] + i) += w0 * grad;
+      add<V>(t[0] + i, b0 * to_cells);
+      add<V>(t[1] + i, b1 * to_cells);
+      add<V>(t[2] + i, b2 * to_cells);
+      add<V>(t[3] + i, b3 * to_cells);
+      add<V>(gx[0] + i, w0 * grad);
       if (kDataDots) {
         x_dots[0] += grad * x0;
       }
       if (kMoved) {
-        write<V>(gx[1] + i) += w1 * grad;
-        write<V>(gx[2] + i) += w2 * grad;
-        write<V>(gx[3] + i) += w3 * grad;
+        add<V>(gx[1] + i, w1 * grad);
+        add<V>(gx[2] + i, w2 * grad);
+        add<V>(gx[3] + i, w3 * grad);
         if (kDataDots) {
           x_dots[1] += grad * x1;
           x_dots[2] += grad * x2;
@@ -248,6 +197,3 @@ DK_TARGET void backward_rows(
   DK_EACH_PIECE(run.width, DK_BACKWARD)
 #undef DK_BACKWARD
 }
-
-#undef DK_EACH_PIECE
-#undef DK_INLINE

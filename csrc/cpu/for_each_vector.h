@@ -1,6 +1,8 @@
 // Includes DK_VECTOR_FILE once for every instruction set, each time in a namespace of its own: its functions are marked
-// DK_TARGET and compute with vectors of DK_VECTOR_BYTES. GCC takes vector types apart before it clones a function, so
-// target_clones cannot do this. DK_BEST(NAME) is the NAME that the processor runs fastest.
+// DK_TARGET, or DK_INLINE, and compute with vectors of DK_VECTOR_BYTES. GCC takes vector types apart before it clones a
+// function, so target_clones cannot do this. DK_BEST(NAME) is the NAME that the processor runs fastest. What is common
+// to such files is in vectors.h.
+#define DK_INLINE DK_TARGET inline __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DK_TARGET __attribute__((target("avx512f,fma")))
 #define DK_VECTOR_BYTES 64
@@ -24,6 +26,7 @@ namespace any {
 }  // namespace any
 #undef DK_TARGET
 #undef DK_VECTOR_BYTES
+#undef DK_INLINE
 #undef DK_VECTOR_FILE
 
 #ifndef DK_BEST
