@@ -1,6 +1,7 @@
 // Host kernels of deform_conv2d.
 //
-// Everything runs in float (double for double): half types are widened on entry and rounded once at the end. The input
+// Everything runs in float (double for double): half types are widened on entry and rounded once at the end; but where
+// the processor multiplies bfloat16 matrices, the columns of the forward are rounded, too. The input
 // is channels-last, so one bilinear set-up serves a whole row of channels. The forward samples a tile of columns that
 // stays in cache and multiplies it at once by the packed weight. The backward gives every thread a slice of the
 // channels: it alone writes that slice of the input's and the weight's gradient, so no atomics are needed and the
@@ -66,91 +67,37 @@ struct Problem {
   }
 };
 
-// out[t, 0:width] = the sampled channels; `image` points at the first channel wanted, `zeros` at a row of width zeros.
+// What the backward of positions reads and writes, a run of channels wide.
 template <typename T>
-DK_SIMD_CLONES void sample_rows(
-    const T* image,
-    int64_t pixel_stride,
-    const Sample<T>* samples,
-    int64_t count,
-    int64_t width,
-    const T* zeros,
-    T* out,
-    int64_t out_stride) {
-  for (int64_t t = 0; t < count; ++t, out += out_stride) {
-    const T* corner[4];
-    for (int k = 0; k < 4; ++k) {
-      const int64_t index = samples[t].corners.index[k];
-      corner[k] = index < 0 ? zeros : image + index * pixel_stride;
-    }
-    const T w0 = samples[t].weight[0], w1 = samples[t].weight[1], w2 = samples[t].weight[2], w3 = samples[t].weight[3];
-    const T *c0 = corner[0], *c1 = corner[1], *c2 = corner[2], *c3 = corner[3];
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) {
-      out[c] = w0 * c0[c] + w1 * c1[c] + w2 * c2[c] + w3 * c3[c];
-    }
-  }
-}
+struct BackwardRun {
+  const T* image;
+  T* grad_image;  // null: not wanted
+  int64_t pixel_stride;
+  const Sample<T>* samples;
+  int64_t count, width;
+  const T* zeros;
+  T* scratch;  // takes what falls outside the map
+  const T* grad;
+  T* columns;
+  int64_t row_stride;  // of grad and columns
+  T* dots;
+};
 
-// Takes the gradient of the columns apart. For each position t: dots[t, k] += sum over channels of grad * corner k,
-// columns[t] = the sampled channels, and, where grad_image is given, grad_image[corner k] += weight k * grad. `scratch`
-// takes what falls outside the map.
-template <typename T, bool kScatter>
-DK_SIMD_CLONES void backward_rows(
-    const T* image,
-    T* grad_image,
-    int64_t pixel_stride,
-    const Sample<T>* samples,
-    int64_t count,
-    int64_t width,
-    const T* zeros,
-    T* scratch,
-    const T* grad,
-    T* columns,
-    int64_t row_stride,
-    T* dots) {
-  for (int64_t t = 0; t < count; ++t, grad += row_stride, columns += row_stride, dots += 4) {
-    const T* corner[4];
-    T* target[4];
-    for (int k = 0; k < 4; ++k) {
-      const int64_t index = samples[t].corners.index[k];
-      corner[k] = index < 0 ? zeros : image + index * pixel_stride;
-      target[k] = index < 0 || !kScatter ? scratch : grad_image + index * pixel_stride;
-    }
-    const T w0 = samples[t].weight[0], w1 = samples[t].weight[1], w2 = samples[t].weight[2], w3 = samples[t].weight[3];
-    const T *c0 = corner[0], *c1 = corner[1], *c2 = corner[2], *c3 = corner[3];
-    T *g0 = target[0], *g1 = target[1], *g2 = target[2], *g3 = target[3];
-    T dot0 = 0, dot1 = 0, dot2 = 0, dot3 = 0;
-#pragma omp simd reduction(+ : dot0, dot1, dot2, dot3)
-    for (int64_t c = 0; c < width; ++c) {
-      const T g = grad[c];
-      dot0 += g * c0[c];
-      dot1 += g * c1[c];
-      dot2 += g * c2[c];
-      dot3 += g * c3[c];
-      columns[c] = w0 * c0[c] + w1 * c1[c] + w2 * c2[c] + w3 * c3[c];
-      if (kScatter) {
-        g0[c] += w0 * g;
-        g1[c] += w1 * g;
-        g2[c] += w2 * g;
-        g3[c] += w3 * g;
-      }
-    }
-    dots[0] += dot0;
-    dots[1] += dot1;
-    dots[2] += dot2;
-    dots[3] += dot3;
-  }
-}
+}  // namespace
+
+#define DK_VECTOR_FILE "cpu/deform_conv2d_vectors.h"
+#include "cpu/for_each_vector.h"
+
+namespace {
 
 // out[t] += in[t] * factor, channel by channel: a depthwise filter's tap.
-template <typename T>
+template <typename T, typename In>
 DK_SIMD_CLONES void multiply_add_rows(
-    const T* in, const T* factor, int64_t count, int64_t width, int64_t out_stride, T* out) {
+    const In* in, const In* factor, int64_t count, int64_t width, int64_t out_stride, T* out) {
   for (int64_t t = 0; t < count; ++t, in += width, out += out_stride) {
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
-      out[c] += in[c] * factor[c];
+      out[c] += static_cast<T>(in[c]) * static_cast<T>(factor[c]);
     }
   }
 }
@@ -189,11 +136,11 @@ int64_t tile_positions(int64_t positions, int64_t floats_per_position, int64_t b
   // Four tiles a thread even out threads that start late.
   const int64_t wanted = 4 * at::get_num_threads();
   tile = std::min(tile, std::max<int64_t>(32, positions * batch / wanted));
-  const int64_t tiles = (positions + tile - 1) / tile;
-  return (positions + tiles - 1) / tiles;
+  return even_tile(positions, tile);
 }
 
-template <typename T>
+// `Stored` is the type of the output and of the columns: T, or bfloat16 where the processor multiplies it.
+template <typename T, typename Stored>
 at::Tensor forward(
     const DeformConv2dSizes& s,
     const at::Tensor& input,
@@ -203,25 +150,25 @@ at::Tensor forward(
     const std::optional<at::Tensor>& bias) {
   const auto format = input.suggest_memory_format();
   const bool channels_last = format == at::MemoryFormat::ChannelsLast;
-  const auto compute = c10::CppTypeToScalarType<T>::value;
-  at::Tensor output = at::empty({s.batch, s.out_channels, s.out_h, s.out_w}, input.options().dtype(compute), format);
+  const auto stored = c10::CppTypeToScalarType<Stored>::value;
+  at::Tensor output = at::empty({s.batch, s.out_channels, s.out_h, s.out_w}, input.options().dtype(stored), format);
   if (s.batch == 0) {
     return output.to(input.scalar_type());
   }
-  const at::Tensor x = widen<T>(input, at::MemoryFormat::ChannelsLast);
+  const at::Tensor x = channels_last_map<T>(input);
   const at::Tensor off = widen<T>(offset, at::MemoryFormat::Contiguous);
   const at::Tensor msk = mask ? widen<T>(*mask, at::MemoryFormat::Contiguous) : at::Tensor();
   const at::Tensor w = widen<T>(weight, at::MemoryFormat::Contiguous);
   const at::Tensor b = bias ? widen<T>(*bias, at::MemoryFormat::Contiguous) : at::Tensor();
   const Problem<T> problem{s, x.const_data_ptr<T>(), off.const_data_ptr<T>(), mask ? msk.const_data_ptr<T>() : nullptr};
   const T* bias_data = bias ? b.const_data_ptr<T>() : nullptr;
-  T* out = output.mutable_data_ptr<T>();
+  Stored* out = output.mutable_data_ptr<Stored>();
 
   const int64_t taps = s.taps(), channels = s.in_channels, positions = s.positions();
   const int64_t group_in = s.group_in(), group_out = s.group_out(), group_rows = taps * group_in;
   const bool depthwise = is_depthwise(s);
   // Filters tap by tap: packed [taps * group_in, group_out] per group, or [taps, C] for depthwise ones.
-  std::vector<T> packed(w.numel());
+  std::vector<Stored> packed(w.numel());
   const T* w_data = w.const_data_ptr<T>();
   if (depthwise) {
     for (int64_t c = 0; c < channels; ++c) {
@@ -241,9 +188,11 @@ at::Tensor forward(
   const int64_t block = depthwise ? 1 : std::clamp<int64_t>(1024 / channels, 1, taps);
   const int64_t tile = tile_positions(positions, block * channels, s.batch);
   const int64_t tiles = (positions + tile - 1) / tile;
+  const auto sample = DK_BEST(sample_rows<T, Stored>);
   at::parallel_for(0, s.batch * tiles, 1, [&](int64_t begin, int64_t end) {
     std::vector<Sample<T>> samples(tile);
-    std::vector<T> columns(tile * block * channels), result(tile * s.out_channels), zeros(s.offset_group_channels());
+    std::vector<Stored> columns(tile * block * channels);
+    std::vector<T> result(tile * s.out_channels), zeros(s.offset_group_channels());
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles, first = unit % tiles * tile, count = std::min(tile, positions - first);
       if (depthwise) {
@@ -255,7 +204,7 @@ at::Tensor forward(
           for (int64_t d = 0; d < s.offset_groups; ++d) {
             const int64_t c = d * s.offset_group_channels();
             problem.plan(n, d, tap + k, first, count, samples.data());
-            sample_rows(
+            sample(
                 problem.image(n) + c, channels, samples.data(), count, s.offset_group_channels(), zeros.data(),
                 columns.data() + k * channels + c, row);
           }
@@ -278,9 +227,10 @@ at::Tensor forward(
         }
       }
       store_tile(
-          result.data(), bias_data, count, s.out_channels, positions, channels_last, first,
+          result.data(), bias_data, count, s.out_channels, s.out_channels, positions, channels_last, first,
           out + n * s.out_channels * positions);
     }
+    release_gemm<Stored>();
   });
   return output.to(input.scalar_type());
 }
@@ -301,6 +251,7 @@ struct BackwardUnit {
     const int64_t positions = s.positions(), group_channels = s.offset_group_channels();
     const int64_t low = begin->first / group_channels,
                   high = ((end - 1)->first + (end - 1)->width - 1) / group_channels + 1;
+    const auto rows = grad_image ? DK_BEST(backward_rows<T, true>) : DK_BEST(backward_rows<T, false>);
     std::vector<Sample<T>> samples((high - low) * tile);
     std::vector<T> dots((high - low) * tile * 4), grad(tile * kPanel), columns(tile * kPanel), zeros(kPanel),
         scratch(kPanel);
@@ -317,11 +268,10 @@ struct BackwardUnit {
           for (int64_t c = panel->first; c < panel_end;) {
             const int64_t d = c / group_channels, width = std::min(panel_end, (d + 1) * group_channels) - c;
             const int64_t shift = c - panel->first;
-            const auto rows = grad_image ? backward_rows<T, true> : backward_rows<T, false>;
             rows(
-                problem.image(n) + c, grad_image ? grad_image + c : nullptr, s.in_channels,
-                samples.data() + (d - low) * tile, count, width, zeros.data(), scratch.data(), grad.data() + shift,
-                columns.data() + shift, kPanel, dots.data() + (d - low) * tile * 4);
+                {problem.image(n) + c, grad_image ? grad_image + c : nullptr, s.in_channels,
+                 samples.data() + (d - low) * tile, count, width, zeros.data(), scratch.data(), grad.data() + shift,
+                 columns.data() + shift, kPanel, dots.data() + (d - low) * tile * 4});
             c += width;
           }
           filter_gradient(*panel, tap, first, count, columns.data());
@@ -396,10 +346,10 @@ DeformConv2dGradients backward(
   const auto options = input.options().dtype(c10::CppTypeToScalarType<T>::value);
   const int64_t taps = s.taps(), channels = s.in_channels, positions = s.positions(), groups = s.offset_groups;
   const int64_t group_in = s.group_in(), group_out = s.group_out();
-  const at::Tensor x = widen<T>(input, at::MemoryFormat::ChannelsLast);
+  const at::Tensor x = channels_last_map<T>(input);
   const at::Tensor off = widen<T>(offset, at::MemoryFormat::Contiguous);
   const at::Tensor msk = mask ? widen<T>(*mask, at::MemoryFormat::Contiguous) : at::Tensor();
-  const at::Tensor grad_rows = widen<T>(grad_output, at::MemoryFormat::ChannelsLast);
+  const at::Tensor grad_rows = channels_last_map<T>(grad_output);
   const at::Tensor grad_columns = widen<T>(grad_output, at::MemoryFormat::Contiguous);
   const Problem<T> problem{s, x.const_data_ptr<T>(), off.const_data_ptr<T>(), mask ? msk.const_data_ptr<T>() : nullptr};
 
@@ -495,8 +445,14 @@ at::Tensor deform_conv2d_cpu(
     at::IntArrayRef padding,
     at::IntArrayRef dilation) {
   const auto s = check_deform_conv2d(input, offset, mask, weight, bias, stride, padding, dilation);
-  return input.scalar_type() == at::kDouble ? forward<double>(s, input, offset, mask, weight, bias)
-                                            : forward<float>(s, input, offset, mask, weight, bias);
+  if (input.scalar_type() == at::kDouble) {
+    return forward<double, double>(s, input, offset, mask, weight, bias);
+  }
+  // Two channels at a time are multiplied.
+  if (input.scalar_type() == at::kBFloat16 && s.group_in() % 2 == 0 && has_bfloat16_products()) {
+    return forward<float, at::BFloat16>(s, input, offset, mask, weight, bias);
+  }
+  return forward<float, float>(s, input, offset, mask, weight, bias);
 }
 
 DeformConv2dGradients deform_conv2d_backward_cpu(

@@ -1,6 +1,7 @@
 // Host kernels of deform_kernel_conv2d.
 //
-// Everything runs in float (double for double): half types are widened on entry and rounded once at the end. The input
+// Everything runs in float (double for double): half types are widened on entry and rounded once at the end; but where
+// the processor multiplies bfloat16 matrices, the columns of the forward are rounded, too. The input
 // is channels-last. For each output position and tap two bilinear set-ups, where the tap looks on the map and which
 // cells of the scope it takes its value from, are computed once and serve all channels of their groups.
 //
@@ -23,7 +24,6 @@
 
 #include "cpu/gemm.h"
 #include "cpu/panels.h"
-#include "cpu/simd.h"
 #include "ops/deform_kernel_conv2d.h"
 
 namespace dk {
@@ -187,162 +187,50 @@ void corner_rows(const T* image, int64_t pixel_stride, const DataSample<T>& samp
   }
 }
 
-// One output position of a depthwise filter: out[0:width] = sum over taps of the sampled channels times the resampled
-// filter. `image` and `filter` [cells + 1, filter_stride] point at the first channel wanted.
-template <typename T, bool kMoved>
-DK_SIMD_CLONES void depthwise_position(
-    const T* image,
-    int64_t pixel_stride,
-    const T* filter,
-    int64_t filter_stride,
-    const DataSample<T>* data,
-    const ScopeSample<T>* scope,
-    int64_t taps,
-    int64_t width,
-    const T* zeros,
-    T* out) {
-  std::fill_n(out, width, T(0));
-  for (int64_t tap = 0; tap < taps; ++tap, ++data, ++scope) {
-    if (!data->on_map) {
-      continue;
-    }
-    const T* x[4];
-    corner_rows(image, pixel_stride, *data, zeros, x);
-    const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-    const T *f0 = filter + scope->cell[0] * filter_stride, *f1 = filter + scope->cell[1] * filter_stride;
-    const T *f2 = filter + scope->cell[2] * filter_stride, *f3 = filter + scope->cell[3] * filter_stride;
-    const T w0 = data->weight[0], w1 = data->weight[1], w2 = data->weight[2], w3 = data->weight[3];
-    const T b0 = scope->weight[0], b1 = scope->weight[1], b2 = scope->weight[2], b3 = scope->weight[3];
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) {
-      const T value = kMoved ? w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c] : w0 * x0[c];
-      out[c] += value * (b0 * f0[c] + b1 * f1[c] + b2 * f2[c] + b3 * f3[c]);
-    }
-  }
-}
+// What the forward of output positions reads, from the first channel of a run on.
+template <typename T>
+struct ForwardRun {
+  const T* image;
+  int64_t pixel_stride;
+  const T* filter;  // [cells + 1]; depthwise only
+  int64_t cell_stride;
+  const T* zeros;
+  int64_t taps;
+};
 
-// One output position of the columns [cells + 1, cell_stride]: every tap's sampled channels, spread over its four
-// cells.
-template <typename T, bool kMoved>
-DK_SIMD_CLONES void scatter_position(
-    const T* image,
-    int64_t pixel_stride,
-    const DataSample<T>* data,
-    const ScopeSample<T>* scope,
-    int64_t taps,
-    int64_t width,
-    const T* zeros,
-    T* columns,
-    int64_t cell_stride) {
-  for (int64_t tap = 0; tap < taps; ++tap, ++data, ++scope) {
-    if (!data->on_map) {
-      continue;
-    }
-    const T* x[4];
-    corner_rows(image, pixel_stride, *data, zeros, x);
-    const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-    T *s0 = columns + scope->cell[0] * cell_stride, *s1 = columns + scope->cell[1] * cell_stride;
-    T *s2 = columns + scope->cell[2] * cell_stride, *s3 = columns + scope->cell[3] * cell_stride;
-    const T w0 = data->weight[0], w1 = data->weight[1], w2 = data->weight[2], w3 = data->weight[3];
-    const T b0 = scope->weight[0], b1 = scope->weight[1], b2 = scope->weight[2], b3 = scope->weight[3];
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) {
-      const T value = kMoved ? w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c] : w0 * x0[c];
-      s0[c] += b0 * value;
-      s1[c] += b1 * value;
-      s2[c] += b2 * value;
-      s3[c] += b3 * value;
-    }
-  }
-}
-
-// What the backward of one output position reads and writes, a run of channels wide.
+// What the backward of output positions reads and writes, a run of channels wide.
 template <typename T>
 struct BackwardRun {
   const T* image;
   T* grad_image;  // null: not wanted
   int64_t pixel_stride;
-  const T* grad_output;  // depthwise only: the row of the output's gradient
-  const T* cell_source;  // [cells + 1]: the filter if depthwise, else the gradient of the columns
-  T* cell_target;        // [cells + 1]: the filter's gradient if depthwise, else the columns
+  const T* grad_output;  // depthwise only: rows of the output's gradient
+  int64_t grad_stride;
+  const T* cell_source;  // [cells + 1]: the filter if depthwise, else the gradient of the columns, row_stride apart
+  T* cell_target;        // [cells + 1]: the filter's gradient if depthwise, else the columns, row_stride apart
   int64_t cell_stride;
-  int64_t width;
-  T* data_dots;   // [taps, 4] += sum over channels of gradient * corner
-  T* scope_dots;  // [taps, 4] += sum over channels of gradient * cell
+  int64_t row_stride;  // from one position to the next
+  int64_t width, taps;
+  T* data_dots;   // [positions, taps, 4] += sum over channels of gradient * corner
+  T* scope_dots;  // [positions, taps, 4] += sum over channels of gradient * cell
 };
 
-template <typename T, bool kMoved, bool kDepthwise>
-DK_SIMD_CLONES void backward_position(
-    const BackwardRun<T>& run,
-    const DataSample<T>* data,
-    const ScopeSample<T>* scope,
-    int64_t taps,
-    Margin<T>& margin) {
-  const T* g = run.grad_output;
-  for (int64_t tap = 0; tap < taps; ++tap, ++data, ++scope) {
-    if (!data->on_map) {
-      continue;
-    }
-    const T* x[4];
-    corner_rows(run.image, run.pixel_stride, *data, static_cast<const T*>(margin.zeros), x);
-    T* gx[4];
-    for (int k = 0; k < 4; ++k) {
-      const int64_t index = data->corners.index[k];
-      gx[k] = run.grad_image && index >= 0 ? run.grad_image + index * run.pixel_stride : margin.scratch;
-    }
-    const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
-    T *gx0 = gx[0], *gx1 = gx[1], *gx2 = gx[2], *gx3 = gx[3];
-    const int64_t shift0 = scope->cell[0] * run.cell_stride, shift1 = scope->cell[1] * run.cell_stride;
-    const int64_t shift2 = scope->cell[2] * run.cell_stride, shift3 = scope->cell[3] * run.cell_stride;
-    const T *s0 = run.cell_source + shift0, *s1 = run.cell_source + shift1;
-    const T *s2 = run.cell_source + shift2, *s3 = run.cell_source + shift3;
-    T *t0 = run.cell_target + shift0, *t1 = run.cell_target + shift1;
-    T *t2 = run.cell_target + shift2, *t3 = run.cell_target + shift3;
-    const T w0 = data->weight[0], w1 = data->weight[1], w2 = data->weight[2], w3 = data->weight[3];
-    const T b0 = scope->weight[0], b1 = scope->weight[1], b2 = scope->weight[2], b3 = scope->weight[3];
-    T x_dot0 = 0, x_dot1 = 0, x_dot2 = 0, x_dot3 = 0, s_dot0 = 0, s_dot1 = 0, s_dot2 = 0, s_dot3 = 0;
-#pragma omp simd reduction(+ : x_dot0, x_dot1, x_dot2, x_dot3, s_dot0, s_dot1, s_dot2, s_dot3)
-    for (int64_t c = 0; c < run.width; ++c) {
-      const T value = kMoved ? w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c] : w0 * x0[c];
-      // Depthwise, the gradient of a column is the filter times the output's gradient: the latter is drawn out.
-      const T to_cells = kDepthwise ? value * g[c] : value;
-      const T from_cells = b0 * s0[c] + b1 * s1[c] + b2 * s2[c] + b3 * s3[c];
-      const T grad = kDepthwise ? from_cells * g[c] : from_cells;
-      s_dot0 += to_cells * s0[c];
-      s_dot1 += to_cells * s1[c];
-      s_dot2 += to_cells * s2[c];
-      s_dot3 += to_cells * s3[c];
-      t0[c] += b0 * to_cells;
-      t1[c] += b1 * to_cells;
-      t2[c] += b2 * to_cells;
-      t3[c] += b3 * to_cells;
-      x_dot0 += grad * x0[c];
-      gx0[c] += w0 * grad;
-      if (kMoved) {
-        x_dot1 += grad * x1[c];
-        x_dot2 += grad * x2[c];
-        x_dot3 += grad * x3[c];
-        gx1[c] += w1 * grad;
-        gx2[c] += w2 * grad;
-        gx3[c] += w3 * grad;
-      }
-    }
-    T *x_dots = run.data_dots + 4 * tap, *s_dots = run.scope_dots + 4 * tap;
-    x_dots[0] += x_dot0, x_dots[1] += x_dot1, x_dots[2] += x_dot2, x_dots[3] += x_dot3;
-    s_dots[0] += s_dot0, s_dots[1] += s_dot1, s_dots[2] += s_dot2, s_dots[3] += s_dot3;
-  }
-}
+}  // namespace
+
+#define DK_VECTOR_FILE "cpu/deform_kernel_conv2d_vectors.h"
+#include "cpu/for_each_vector.h"
+
+namespace {
 
 // Output positions of a tile. Depthwise they only share the set-up of their samples. Otherwise they are the rows of
 // matrix products, as many as keep a panel of columns inside a quarter megabyte.
 int64_t tile_positions(const DeformKernelConv2dSizes& s) {
   constexpr int64_t kCacheFloats = 64 * 1024;
   const int64_t positions = std::max<int64_t>(s.positions(), 1);
-  int64_t tile = s.depthwise() ? 16 : std::clamp<int64_t>(kCacheFloats / (s.cells() * kPanel), 16, 128);
+  int64_t tile = s.depthwise() ? 64 : std::clamp<int64_t>(kCacheFloats / (s.cells() * kPanel), 16, 128);
   // Four tiles a thread even out threads that start late.
   tile = std::min(tile, std::max<int64_t>(16, positions * s.batch / (4 * at::get_num_threads())));
-  const int64_t tiles = (positions + tile - 1) / tile;
-  return (positions + tiles - 1) / tiles;
+  return even_tile(positions, tile);
 }
 
 // The tensors of a call, widened, and the problem on them.
@@ -357,7 +245,7 @@ struct Arguments {
       const at::Tensor& ko,
       const std::optional<at::Tensor>& o,
       const std::optional<at::Tensor>& m)
-      : input(widen<T>(x, at::MemoryFormat::ChannelsLast)),
+      : input(channels_last_map<T>(x)),
         kernel_offset(widen<T>(ko, at::MemoryFormat::Contiguous)),
         offset(o ? widen<T>(*o, at::MemoryFormat::Contiguous) : at::Tensor()),
         mask(m ? widen<T>(*m, at::MemoryFormat::Contiguous) : at::Tensor()),
@@ -366,12 +254,29 @@ struct Arguments {
             m ? mask.const_data_ptr<T>() : nullptr} {}
 };
 
-// A depthwise filter as [cells + 1, C], the last row zero.
+// A depthwise filter is kept as [cells + 1, width] for each panel, the last row zero. Where channel c of a panel
+// begins:
+int64_t depthwise_cell(const DeformKernelConv2dSizes& s, const Panel& panel, int64_t c) {
+  return panel.first * (s.cells() + 1) + c - panel.first;
+}
+
+// Calls body(channel, cell, index in the filter as it is kept).
+template <typename Body>
+void each_depthwise_value(const DeformKernelConv2dSizes& s, const Body& body) {
+  for (const Panel& panel : channel_panels(s.in_channels, 1)) {
+    for (int64_t c = panel.first; c < panel.end(); ++c) {
+      for (int64_t cell = 0; cell < s.cells(); ++cell) {
+        body(c, cell, depthwise_cell(s, panel, c) + cell * panel.width);
+      }
+    }
+  }
+}
+
 template <typename T>
-at::Tensor depthwise_filter(const DeformKernelConv2dSizes& s, const at::Tensor& weight) {
-  const at::Tensor filter =
-      at::zeros({s.cells() + 1, s.in_channels}, weight.options().dtype(c10::CppTypeToScalarType<T>::value));
-  filter.narrow(0, 0, s.cells()).copy_(weight.view({s.in_channels, s.cells()}).t());
+std::vector<T> depthwise_filter(const DeformKernelConv2dSizes& s, const at::Tensor& weight) {
+  std::vector<T> filter((s.cells() + 1) * s.in_channels);
+  const T* w = weight.const_data_ptr<T>();
+  each_depthwise_value(s, [&](int64_t c, int64_t cell, int64_t at) { filter[at] = w[c * s.cells() + cell]; });
   return filter;
 }
 
@@ -384,7 +289,8 @@ void each_part_of_group(int64_t channels, const Body& body) {
   }
 }
 
-template <typename T>
+// `Stored` is the type of the output and of what is multiplied: T, or bfloat16 where the processor multiplies it.
+template <typename T, typename Stored>
 at::Tensor forward(
     const DeformKernelConv2dSizes& s,
     const at::Tensor& input,
@@ -395,8 +301,8 @@ at::Tensor forward(
     const std::optional<at::Tensor>& bias) {
   const auto format = input.suggest_memory_format();
   const bool channels_last = format == at::MemoryFormat::ChannelsLast;
-  const auto compute = c10::CppTypeToScalarType<T>::value;
-  at::Tensor output = at::empty({s.batch, s.out_channels, s.out_h, s.out_w}, input.options().dtype(compute), format);
+  const auto stored = c10::CppTypeToScalarType<Stored>::value;
+  at::Tensor output = at::empty({s.batch, s.out_channels, s.out_h, s.out_w}, input.options().dtype(stored), format);
   if (s.batch == 0) {
     return output.to(input.scalar_type());
   }
@@ -405,12 +311,12 @@ at::Tensor forward(
   const at::Tensor w = widen<T>(weight, at::MemoryFormat::Contiguous);
   const at::Tensor b = bias ? widen<T>(*bias, at::MemoryFormat::Contiguous) : at::Tensor();
   const T* bias_data = bias ? b.const_data_ptr<T>() : nullptr;
-  T* out = output.mutable_data_ptr<T>();
+  Stored* out = output.mutable_data_ptr<Stored>();
 
   const int64_t channels = s.in_channels, positions = s.positions(), cells = s.cells(), taps = s.taps();
   const int64_t group_in = s.group_in(), group_out = s.group_out(), group_rows = cells * group_in;
-  at::Tensor filter;      // depthwise: [cells + 1, C]
-  std::vector<T> packed;  // else: [cells * C / groups, O / groups] per group, in panels
+  std::vector<T> filter;       // depthwise
+  std::vector<Stored> packed;  // else: [cells * C / groups, O / groups] per group, in panels
   if (s.depthwise()) {
     filter = depthwise_filter<T>(s, w);
   } else {
@@ -426,15 +332,19 @@ at::Tensor forward(
       pack_panels(rows.const_data_ptr<T>() + shift, group_rows, group_out, group_out, 1, packed.data() + shift);
     }
   }
-  const T* filter_data = s.depthwise() ? filter.const_data_ptr<T>() : nullptr;
   const std::vector<Panel> panels = channel_panels(channels, group_in);
   const int64_t tile = tile_positions(s), tiles = (positions + tile - 1) / tile;
   const int64_t column_size = (cells + 1) * kPanel;
 
+  const auto rows = s.depthwise() ? (offset ? DK_BEST(depthwise_rows<T, true>) : DK_BEST(depthwise_rows<T, false>))
+                                  : (offset ? DK_BEST(scatter_rows<T, true>) : DK_BEST(scatter_rows<T, false>));
+
+  const auto narrow_row = DK_BEST(shift_row<T, Stored>);
   at::parallel_for(0, s.batch * tiles, 1, [&](int64_t begin, int64_t end) {
     Plan<T> plan(problem);
     const Margin<T> margin;
     std::vector<T> columns(s.depthwise() ? 0 : tile * column_size), result(tile * s.out_channels);
+    std::vector<Stored> narrowed(std::is_same_v<T, Stored> ? 0 : columns.size());
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles, first = unit % tiles * tile, count = std::min(tile, positions - first);
       plan.start_tile(n, first, count);
@@ -445,28 +355,30 @@ at::Tensor forward(
         }
         // Columns of a panel are [count, cells + 1, panel width]: dense but for the last row of each position.
         const int64_t row_size = (cells + 1) * panel.width;
-        for (int64_t t = 0; t < count; ++t) {
-          plan.each_run(panel, [&](int64_t c, int64_t width, int64_t i, int64_t j) {
-            const T* image = problem.image(n) + c;
-            if (s.depthwise()) {
-              const auto apply = offset ? depthwise_position<T, true> : depthwise_position<T, false>;
-              apply(
-                  image, channels, filter_data + c, channels, plan.data(i, t), plan.scope(j, t), taps, width,
-                  margin.zeros, result.data() + t * channels + c);
-            } else {
-              const auto scatter = offset ? scatter_position<T, true> : scatter_position<T, false>;
-              scatter(
-                  image, channels, plan.data(i, t), plan.scope(j, t), taps, width, margin.zeros,
-                  columns.data() + t * row_size + c - panel.first, panel.width);
-            }
-          });
-        }
+        plan.each_run(panel, [&](int64_t c, int64_t width, int64_t i, int64_t j) {
+          const bool depthwise = s.depthwise();
+          const T* cells_of_run = depthwise ? filter.data() + depthwise_cell(s, panel, c) : nullptr;
+          rows(
+              {problem.image(n) + c, channels, cells_of_run, panel.width, margin.zeros, taps}, plan.data(i, 0),
+              plan.scope(j, 0), count, width, (depthwise ? result.data() : columns.data()) + c - panel.first,
+              depthwise ? panel.width : row_size);
+        });
         if (s.depthwise()) {
+          store_tile(
+              result.data(), bias_data ? bias_data + panel.first : nullptr, count, panel.width, channels, positions,
+              channels_last, first, out + n * channels * positions + panel.first * (channels_last ? 1 : positions));
           continue;
         }
+        const Stored* multiplied;
+        if constexpr (std::is_same_v<T, Stored>) {
+          multiplied = columns.data();
+        } else {
+          narrow_row(columns.data(), nullptr, count * row_size, narrowed.data());
+          multiplied = narrowed.data();
+        }
         each_part(panel, group_in, [&](int64_t c, int64_t width, int64_t g) {
-          const T* a = columns.data() + c - panel.first;
-          const T* matrix = packed.data() + g * group_rows * group_out;
+          const Stored* a = multiplied + c - panel.first;
+          const Stored* matrix = packed.data() + g * group_rows * group_out;
           const int64_t row = c % group_in * cells;
           T* to = result.data() + g * group_out;
           if (width == panel.width) {  // the part is the panel: its cells lie side by side
@@ -481,10 +393,13 @@ at::Tensor forward(
           }
         });
       }
-      store_tile(
-          result.data(), bias_data, count, s.out_channels, positions, channels_last, first,
-          out + n * s.out_channels * positions);
+      if (!s.depthwise()) {
+        store_tile(
+            result.data(), bias_data, count, s.out_channels, s.out_channels, positions, channels_last, first,
+            out + n * s.out_channels * positions);
+      }
     }
+    release_gemm<Stored>();
   });
   return output.to(input.scalar_type());
 }
@@ -495,19 +410,17 @@ struct BackwardUnit {
   const Problem<T>& problem;
   const T* grad_rows;     // [P, O] of this image
   const T* grad_columns;  // [O, P] of this image; not depthwise
-  const T* filter;        // [cells + 1, C] if depthwise, else blocks [O / groups, width] by (group, part, cell)
-  T* grad_image;          // [H, W, C] of this image or null
-  T* grad_filter;         // like filter
+  const T* filter;  // as depthwise_filter keeps it if depthwise, else blocks [O / groups, width] by (group, part, cell)
+  T* grad_image;    // [H, W, C] of this image or null
+  T* grad_filter;   // like filter
   T* grad_kernel_offset;  // [G, K, 2, P]: y, x; this slice's share
   T* grad_data;           // [D, K, 3, P]: y, x, mask; this slice's share
 
   void run(int64_t n, const Panel* begin, const Panel* end, int64_t tile) const {
     const DeformKernelConv2dSizes& s = problem.s;
     const int64_t positions = s.positions(), channels = s.in_channels, row_size = (s.cells() + 1) * kPanel;
-    const bool depthwise = s.depthwise(), moved = problem.offset;
-    const auto backward_run = depthwise
-                                  ? (moved ? backward_position<T, true, true> : backward_position<T, false, true>)
-                                  : (moved ? backward_position<T, true, false> : backward_position<T, false, false>);
+    const bool depthwise = s.depthwise();
+    const auto rows = depthwise ? choose_rows<true>() : choose_rows<false>();
     Plan<T> plan(problem);
     Margin<T> margin;
     std::vector<T> data_dots, scope_dots;
@@ -524,23 +437,24 @@ struct BackwardUnit {
           std::fill_n(columns.data(), count * row_size, T(0));
           column_gradient(*panel, first, count, gradient.data());
         }
-        for (int64_t t = 0; t < count; ++t) {
-          plan.each_run(*panel, [&](int64_t c, int64_t width, int64_t i, int64_t j) {
-            const int64_t shift = t * row_size + c - panel->first;
-            const BackwardRun<T> run{
-                problem.image(n) + c,
-                grad_image ? grad_image + c : nullptr,
-                channels,
-                grad_rows + (first + t) * s.out_channels + c,
-                depthwise ? filter + c : gradient.data() + shift,
-                depthwise ? grad_filter + c : columns.data() + shift,
-                depthwise ? channels : kPanel,
-                width,
-                data_dots.data() + 4 * plan.index(i, t),
-                scope_dots.data() + 4 * plan.index(j, t)};
-            backward_run(run, plan.data(i, t), plan.scope(j, t), s.taps(), margin);
-          });
-        }
+        plan.each_run(*panel, [&](int64_t c, int64_t width, int64_t i, int64_t j) {
+          const int64_t cell = depthwise ? depthwise_cell(s, *panel, c) : c - panel->first;
+          const BackwardRun<T> run{
+              problem.image(n) + c,
+              grad_image ? grad_image + c : nullptr,
+              channels,
+              grad_rows + first * s.out_channels + c,
+              s.out_channels,
+              (depthwise ? filter : gradient.data()) + cell,
+              (depthwise ? grad_filter : columns.data()) + cell,
+              depthwise ? panel->width : kPanel,
+              depthwise ? 0 : row_size,
+              width,
+              s.taps(),
+              data_dots.data() + 4 * plan.index(i, 0),
+              scope_dots.data() + 4 * plan.index(j, 0)};
+          rows(run, plan.data(i, 0), plan.scope(j, 0), count, margin);
+        });
         if (!depthwise) {
           filter_gradient(*panel, first, count, columns.data());
         }
@@ -550,6 +464,15 @@ struct BackwardUnit {
         }
       }
     }
+  }
+
+  template <bool kDepthwise>
+  auto choose_rows() const {
+    const bool moved = problem.offset, data_dots = grad_data;
+    return moved ? (data_dots ? DK_BEST(backward_rows<T, true, kDepthwise, true>)
+                              : DK_BEST(backward_rows<T, true, kDepthwise, false>))
+                 : (data_dots ? DK_BEST(backward_rows<T, false, kDepthwise, true>)
+                              : DK_BEST(backward_rows<T, false, kDepthwise, false>));
   }
 
   // Start of the dense [O / groups, width] block of the filter for one cell and the part of a panel from channel c on.
@@ -628,7 +551,7 @@ DeformKernelConv2dGradients backward(
   const int64_t taps = s.taps(), cells = s.cells(), channels = s.in_channels, positions = s.positions();
   const int64_t group_in = s.group_in(), group_out = s.group_out();
   const Arguments<T> arguments(s, input, kernel_offset, offset, mask);
-  const at::Tensor grad_rows = widen<T>(grad_output, at::MemoryFormat::ChannelsLast);
+  const at::Tensor grad_rows = channels_last_map<T>(grad_output);
   const at::Tensor grad_columns = s.depthwise() ? grad_rows : widen<T>(grad_output, at::MemoryFormat::Contiguous);
 
   const std::vector<Panel> panels = channel_panels(channels, group_in);
@@ -637,7 +560,7 @@ DeformKernelConv2dGradients backward(
   const int64_t blocks = std::max<int64_t>(1, std::min(s.batch, (threads + slices - 1) / slices));  // of images
 
   const at::Tensor w = widen<T>(weight, at::MemoryFormat::Contiguous);
-  at::Tensor filter;
+  std::vector<T> filter;
   if (s.depthwise()) {
     filter = depthwise_filter<T>(s, w);
   } else {
@@ -646,14 +569,16 @@ DeformKernelConv2dGradients backward(
     each_part_of_group(group_in, [&](int64_t c, int64_t width) {
       parts.push_back(by_group.narrow(2, c, width).permute({0, 3, 1, 2}).flatten(1));  // [groups, cells * O * width]
     });
-    filter = at::cat(parts, 1);
+    const at::Tensor blocks = at::cat(parts, 1);
+    filter.assign(blocks.const_data_ptr<T>(), blocks.const_data_ptr<T>() + blocks.numel());
   }
+  const int64_t filter_size = filter.size();
 
   at::Tensor grad_x = wanted[0] ? at::zeros_like(arguments.input) : at::Tensor();
   const bool wants_data = wanted[2] || wanted[3];
   at::Tensor grad_kernel = at::zeros({slices, s.batch, s.kernel_offset_groups, taps, 2, positions}, options);
   at::Tensor grad_data = at::zeros({slices, s.batch, wants_data ? s.offset_groups : 0, taps, 3, positions}, options);
-  at::Tensor grad_filter = at::zeros({blocks, filter.numel()}, options);
+  at::Tensor grad_filter = at::zeros({blocks, filter_size}, options);
   const int64_t image_size = s.height * s.width * channels, grad_size = s.out_channels * positions;
   const int64_t kernel_size = s.kernel_offset_groups * taps * 2 * positions;
   const int64_t data_size = s.offset_groups * taps * 3 * positions;
@@ -668,9 +593,9 @@ DeformKernelConv2dGradients backward(
             arguments.problem,
             grad_rows.const_data_ptr<T>() + n * grad_size,
             grad_columns.const_data_ptr<T>() + n * grad_size,
-            filter.const_data_ptr<T>(),
+            filter.data(),
             wanted[0] ? grad_x.mutable_data_ptr<T>() + n * image_size : nullptr,
-            grad_filter.mutable_data_ptr<T>() + block * filter.numel(),
+            grad_filter.mutable_data_ptr<T>() + block * filter_size,
             grad_kernel.mutable_data_ptr<T>() + (slice * s.batch + n) * kernel_size,
             wants_data ? grad_data.mutable_data_ptr<T>() + (slice * s.batch + n) * data_size : nullptr,
         }
@@ -702,7 +627,11 @@ DeformKernelConv2dGradients backward(
     const at::Tensor sum = grad_filter.sum(0);
     std::get<4>(result) = at::empty(weight.sizes(), weight.options());
     if (s.depthwise()) {
-      std::get<4>(result).view({channels, cells}).copy_(sum.view({cells + 1, channels}).narrow(0, 0, cells).t());
+      at::Tensor dense = at::empty({channels, cells}, options);
+      T* to = dense.mutable_data_ptr<T>();
+      const T* from = sum.const_data_ptr<T>();
+      each_depthwise_value(s, [&](int64_t c, int64_t cell, int64_t at) { to[c * cells + cell] = from[at]; });
+      std::get<4>(result).view({channels, cells}).copy_(dense);
     } else {
       const at::Tensor by_group = std::get<4>(result).view({s.groups, group_out, group_in, cells});
       const at::Tensor blocked = sum.view({s.groups, cells * group_out * group_in});
@@ -731,8 +660,14 @@ at::Tensor deform_kernel_conv2d_cpu(
     bool clip) {
   const auto s =
       check_deform_kernel_conv2d(input, kernel_offset, offset, mask, weight, bias, stride, padding, dilation, clip);
-  return input.scalar_type() == at::kDouble ? forward<double>(s, input, kernel_offset, offset, mask, weight, bias)
-                                            : forward<float>(s, input, kernel_offset, offset, mask, weight, bias);
+  if (input.scalar_type() == at::kDouble) {
+    return forward<double, double>(s, input, kernel_offset, offset, mask, weight, bias);
+  }
+  // Two channels at a time are multiplied.
+  if (input.scalar_type() == at::kBFloat16 && (s.depthwise() || s.group_in() % 2 == 0) && has_bfloat16_products()) {
+    return forward<float, at::BFloat16>(s, input, kernel_offset, offset, mask, weight, bias);
+  }
+  return forward<float, float>(s, input, kernel_offset, offset, mask, weight, bias);
 }
 
 DeformKernelConv2dGradients deform_kernel_conv2d_backward_cpu(

@@ -6,6 +6,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #if TORCH_VERSION_MAJOR < 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 6)
 #error "dk_detection needs torch >= 2.6 (at::native::cpublas::brgemm for float)"
@@ -30,6 +31,39 @@ inline void gemm(
     int64_t ldc,
     bool accumulate) {
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, /*is_vnni=*/false);
+}
+
+// Sums of products of bfloat16 numbers are float. B is packed by pack_panels, so k is even.
+inline void gemm(
+    int64_t m,
+    int64_t n,
+    int64_t k,
+    const at::BFloat16* a,
+    int64_t lda,
+    const at::BFloat16* b,
+    int64_t ldb,
+    float* c,
+    int64_t ldc,
+    bool accumulate) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, /*is_vnni=*/true);
+}
+
+// Whether the processor multiplies bfloat16 matrices faster than float ones.
+inline bool has_bfloat16_products() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return at::globalContext().userEnabledMkldnn() &&
+         (at::native::cpublas::could_pack(at::kBFloat16) || __builtin_cpu_supports("avx512bf16"));
+#else
+  return false;
+#endif
+}
+
+// Where a thread is done with matrix products of this type.
+template <typename T>
+void release_gemm() {
+  if constexpr (std::is_same_v<T, at::BFloat16>) {
+    at::native::cpublas::brgemm_release();
+  }
 }
 
 // Double serves gradient checks: torch's matrix product on views, without a fast path of its own.
@@ -57,31 +91,35 @@ inline void gemm(
 }
 
 // Copies a [k, n] matrix with strides (row_stride, column_stride) into panels of kPanel columns, each panel dense and
-// row-major (the last one narrower). Panel p starts at out + p * kPanel * k.
-template <typename T>
-void pack_panels(const T* in, int64_t k, int64_t n, int64_t row_stride, int64_t column_stride, T* out) {
+// row-major (the last one narrower); of bfloat16, two rows at a time are interleaved, and k is even. Panel p starts at
+// out + p * kPanel * k.
+template <typename T, typename Packed>
+void pack_panels(const T* in, int64_t k, int64_t n, int64_t row_stride, int64_t column_stride, Packed* out) {
+  constexpr int64_t kTogether = std::is_same_v<Packed, at::BFloat16> ? 2 : 1;
   for (int64_t first = 0; first < n; first += kPanel) {
     const int64_t width = std::min(kPanel, n - first);
-    for (int64_t row = 0; row < k; ++row) {
+    for (int64_t row = 0; row < k; row += kTogether) {
       const T* from = in + row * row_stride + first * column_stride;
       for (int64_t column = 0; column < width; ++column) {
-        *out++ = from[column * column_stride];
+        for (int64_t i = 0; i < kTogether; ++i) {
+          *out++ = static_cast<Packed>(from[i * row_stride + column * column_stride]);
+        }
       }
     }
   }
 }
 
 // C[m, n] (+)= A[m, rows] * B[first_row : first_row + rows, n], B packed by pack_panels from a [k, n] matrix.
-template <typename T>
+template <typename T, typename Packed>
 void gemm_packed(
     int64_t m,
     int64_t n,
     int64_t k,
     int64_t first_row,
     int64_t rows,
-    const T* a,
+    const Packed* a,
     int64_t lda,
-    const T* packed,
+    const Packed* packed,
     T* c,
     int64_t ldc,
     bool accumulate) {

@@ -583,12 +583,32 @@ def test_real_coco(tiny_coco, train_net, tmp_path):
     assert images <= {image["id"] for image in known}
 
 
-def test_torchrun_without_a_gpu(environment, config, tmp_path):
-    """Two processes train with mimicking; tests/mmdet/test_mimic.py compares their gradients with those of one."""
+def test_torchrun_without_a_gpu(train_net, environment, config, tmp_path):
+    """Two processes with an image each train, with mimicking, to the weights of one process with both images."""
+    rpn, roi_head, train_cfg = "model.train_cfg.rpn", "model.roi_head", "model.train_cfg"
+    options = [
+        "train_cfg.max_iters=2",
+        "train_cfg.val_interval=2",
+        "default_hooks.checkpoint.interval=1",
+        "optim_wrapper.optimizer.type=SGD",  # AdamW would make whole steps of rounding errors
+        "param_scheduler.0.start_factor=1.0",
+        # Nothing is left to chance: no flips, all anchors and RoIs count. All images have as many anchors.
+        "train_dataloader.dataset.pipeline.3.prob=0.0",
+        *(f"{rpn}.assigner.{name}=0.5" for name in ("pos_iou_thr", "neg_iou_thr")),
+        *(f"{rpn}.sampler.{option}" for option in ("num=100000", "pos_fraction=1.0")),
+        *(f"{train_cfg}.rcnn.sampler.{option}" for option in ("num=1000", "pos_fraction=1.0")),
+        "model.mimic.max_rois=1000",
+        # MMDetection divides these losses by the number of each process' own RoIs, and MMEngine leaves each process its
+        # own statistics of a normalisation.
+        *(f"{roi_head}.bbox_head.{name}.loss_weight=0.0" for name in ("loss_cls", "loss_bbox")),
+        f"{roi_head}.mask_head.loss_mask.loss_weight=0.0",
+        "model.neck.norm_cfg=None",
+        "model.backbone.norm_eval=True",
+    ]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, "--launcher", "pytorch"]
-    options = ["--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=1"]
+    two = ["--work-dir", tmp_path / "two", "--cfg-options", *options, "train_dataloader.batch_size=1"]
     done = subprocess.run(
-        [sys.executable, *command, "--config", config, "--work-dir", tmp_path / "run", *options],
+        [sys.executable, *command, "--config", config, *two],
         capture_output=True,
         text=True,
         timeout=600,
@@ -596,8 +616,16 @@ def test_torchrun_without_a_gpu(environment, config, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    (scalars,) = (tmp_path / "run").glob("*/vis_data/scalars.json")  # of one process
+    assert done.stdout.count("box AP") == 1
+    (scalars,) = (tmp_path / "two").glob("*/vis_data/scalars.json")  # of one process
     losses = [json.loads(line).get("loss_mimic") for line in scalars.read_text().splitlines()]
     assert len([loss for loss in losses if loss is not None and 0 <= loss < 1]) == 2
-    assert done.stdout.count("box AP") == 1
-    assert (tmp_path / "run" / "iter_2.pth").is_file()
+
+    alone = train_net("--config", config, "--work-dir", tmp_path / "one", "--cfg-options", *options)
+    assert alone.code == 0, alone.err
+    weights, expected, before = (
+        torch.load(tmp_path / path, map_location="cpu", weights_only=False)["state_dict"]
+        for path in ("two/iter_2.pth", "one/iter_2.pth", "one/iter_1.pth")
+    )
+    moved = max((expected[name] - before[name]).abs().max() for name in expected)
+    assert max((weights[name] - expected[name]).abs().max() for name in expected) < 1e-3 * moved
