@@ -68,6 +68,7 @@ class Kernel(NamedTuple):
     instructions: int  # of the kernel, each once
     item: int  # of those, inside the loop over work items
     loop: int  # of those, inside the innermost loop that touches memory most often; 0: there is none
+    around: int  # of those, inside the loop right around that one; 0: there is none within the item
     divisions: int  # of 64 bits, by values known at run time
     loop_divisions: int  # of those, inside a loop of a work item
     loads: str  # from global memory: number x bits
@@ -177,9 +178,12 @@ def _readable(symbol: str) -> tuple[str, str]:
     """`void dk::run_body<dk::SampleColumns<float, float, 4> >(...)` is SampleColumns<4> of float32."""
     match = re.match(r"(?:void )?(?:\w+::)*run_body<(.*)>\(", _demangled(symbol))
     text = match.group(1).strip() if match else symbol
-    dtype = next((TYPES[word] for word in re.findall(r"c10::\w+|double|float", text) if word in TYPES), "float32")
+    # The narrowest type is the data's; sums may be wider.
+    words = set(re.findall(r"c10::\w+|double|float", text))
+    dtype = next((TYPES[word] for word in reversed(TYPES) if word in words), "float32")
     text = re.sub(r"\b(?:c10::\w+|double|float)\b,? ?", "", text).replace("dk::", "").replace(" >", ">")
-    text = re.sub(r"<>|, (?=>)", "", text)
+    text = re.sub(r"\bint\b(?:, )?", "", text)  # the type of indices; that of huge tensors is named: long
+    text = re.sub(r"<>|<long>(?=>)|, (?=>)", "", text)
     return text, dtype
 
 
@@ -281,11 +285,13 @@ def _measures(code: list[Instruction], labels: dict[str, int]) -> dict[str, Any]
     inner = [loop for loop in loops if loop < item]
     innermost = [loop for loop in inner if not any(other < loop for other in inner)]
     hot = max(innermost, key=lambda loop: (touches(loop), size(loop)), default=set())
+    around = min((loop for loop in inner if hot and loop > hot), key=size, default=set())
     within = set().union(*inner) if inner else set()
     return {
         "instructions": len(code),
         "item": size(item),
         "loop": size(hot) if touches(hot) else 0,
+        "around": size(around) if touches(hot) else 0,
         "divisions": divisions(code),
         "loop_divisions": divisions(inside(within)),
         "loads": _count(code, "LDG", "LD"),
@@ -306,6 +312,7 @@ class Step(NamedTuple):
     kernel: str = ""  # of the first table; empty: a product or an operator of torch
     items: float = 0
     trips: float = 1  # through the innermost loop, an item
+    outer: float = 1  # through the loop around that one, an item
     product: bool = False
 
 
@@ -321,7 +328,29 @@ class Cost(NamedTuple):
     backward_workspace: float
 
 
-TAPS, CELLS, LANES, BUFFER = 9, 16, 32, 64 << 20
+TAPS, CELLS, LANES, BUFFER, SMALL = 9, 16, 32, 32 << 20, 1 << 20
+TABLE = 16  # samples that a warp prepares at a time
+
+
+def _held(positions: int, columns: int, buffers: int) -> int:
+    """Bytes of `buffers` with the columns of a chunk; `columns` are all of one. As chunk_of in common/launch.h."""
+    each = columns // positions * buffers
+    chunks = -(-positions // max(min(BUFFER, max(columns // 2, SMALL)) // each, 1))
+    return -(-positions // chunks) * each
+
+
+def _partial_blocks(positions: int, warps: int, bytes_: int) -> int:
+    """Blocks of output positions that are summed up apart: as blocks_of in common/launch.h."""
+    wanted = min(-(-4096 // warps), -(-positions // 32), max(BUFFER // bytes_, 1))
+    return -(-positions // -(-positions // wanted))
+
+
+def _rows(channels: int, vector: int) -> tuple[int, int]:
+    """How often a warp goes through taps, and for each through the channels: few channels take a part of its lanes."""
+    lanes = 4
+    while lanes < LANES and lanes * vector < channels:
+        lanes *= 2
+    return -(-TAPS // (LANES // lanes)), -(-channels // (lanes * vector))
 
 
 def deform_conv2d_cost(size: Sequence[int], itemsize: int) -> Cost:
@@ -331,20 +360,33 @@ def deform_conv2d_cost(size: Sequence[int], itemsize: int) -> Cost:
     map_, columns = positions * channels * itemsize, positions * TAPS * channels * itemsize
     table, weight = positions * TAPS * 3 * wide, channels * channels // groups * TAPS * itemsize
     pairs = positions * TAPS * channels
-    product = Step("product", columns + map_ + weight, 2 * pairs * channels // groups, product=True)
-    items, trips = positions * TAPS, -(-channels // (LANES * vector))
-    sample = Step("sample", table + 5 * columns, 8 * pairs, "SampleColumns", items, trips)
-    backward = [
-        product._replace(name="gradient of columns"),
-        Step("offset, mask", 2 * table + 5 * columns, 8 * pairs, "SampleGradient", items, trips),
-        Step("input", table + columns + 4 * pairs * wide, 8 * pairs, "ScatterInputGradient", items, channels / LANES),
-        sample,
-        product._replace(name="weight"),
-        Step("input, narrowed", positions * channels * (2 * wide + itemsize)),
-    ]
-    held = min(columns, BUFFER)
+    taps, slices = _rows(channels, vector)
+    narrowed = Step("input, narrowed", positions * channels * (2 * wide + itemsize))
     least = 2 * map_ + table + weight
-    return Cost([sample, product], backward, least, 2 * least - map_, columns, held, 2 * held)
+    gradients = Step(
+        "input, offset, mask", 2 * table + 6 * columns + 4 * pairs * wide, 24 * pairs,
+        f"SampleGradients<{vector}, ColumnGradient", positions, taps * slices, taps,
+    )  # fmt: skip
+    if groups == channels:
+        slices = -(-channels // (LANES * vector))
+        forward = Step(
+            "forward", table + 5 * columns + map_, 10 * pairs, "ApplyDepthwise", positions, TAPS * slices, slices
+        )
+        blocks = _partial_blocks(positions, TAPS * slices, TAPS * channels * wide)
+        partial = blocks * TAPS * channels * wide
+        filter = Step(
+            "filter", table + 5 * columns + 2 * partial, 10 * pairs, "DepthwiseFilterGradient", blocks * TAPS * slices,
+            positions / blocks, positions / blocks / TABLE,
+        )  # fmt: skip
+        gradients = gradients._replace(kernel=f"SampleGradients<{vector}, DepthwiseColumnGradient")
+        return Cost([forward], [gradients, filter, narrowed], least, 2 * least - map_, 0, 0, partial)
+    product = Step("product", columns + map_ + weight, 2 * pairs * channels // groups, product=True)
+    sample = Step("sample", table + 5 * columns, 8 * pairs, "SampleColumns", positions, taps * slices, slices)
+    backward = [
+        product._replace(name="gradient of columns"), gradients, product._replace(name="weight"), narrowed,
+    ]  # fmt: skip
+    held = _held(positions, columns, 1)  # the columns take the place of their gradient
+    return Cost([sample, product], backward, least, 2 * least - map_, columns, held, held)
 
 
 def deform_kernel_conv2d_cost(size: Sequence[int], itemsize: int, data_offsets: bool) -> Cost:
@@ -359,67 +401,69 @@ def deform_kernel_conv2d_cost(size: Sequence[int], itemsize: int, data_offsets: 
         positions * TAPS * (4 if data_offsets else 2) * wide,
         channels * channels // groups * CELLS * itemsize,
     )
-    pairs, trips = positions * TAPS * channels, channels / (LANES * vector)
+    pairs, (taps, rows) = positions * TAPS * channels, _rows(channels, vector)
+    slices, tiles = -(-channels // (LANES * vector)), -(-channels // (LANES * narrow))
     flops = pairs * (2 * corners + 10)
     product = Step("product", columns + map_ + weight, 2 * pairs * CELLS / TAPS * channels // groups, product=True)
-    spread = Step(
-        "scatter",
-        table + corners * one + columns,
-        flops,
-        "ScatterColumns",
-        positions,
-        TAPS * channels / (LANES * narrow),
-    )
-    cells = (8 if depthwise else 4) * one
-    kind = "DepthwiseColumnGradient" if depthwise else "ColumnGradient"
+    spread = Step("scatter", table + corners * one + columns, flops, "ScatterColumns", positions, TAPS * tiles, tiles)
+    cells = (5 if depthwise else 4) * one
+    kind = "KernelDepthwiseGradient" if depthwise else "KernelColumnGradient"
     offsets = Step(
-        "offsets", 2 * table + (corners + 4 * data_offsets) * one + cells, flops + 8 * pairs,
-        f"OffsetGradients<{vector}, {kind}", positions * TAPS, trips,
+        "offsets and input" if data_offsets else "offsets",
+        2 * table + corners * one + cells + data_offsets * 4 * pairs * wide, flops + 8 * pairs,
+        f"TapGradients<{vector}, {kind}", positions, taps * rows, taps,
     )  # fmt: skip
     input = Step(
-        "input", table + cells + (4 if data_offsets else 2) * pairs * wide, flops,
-        f"PushInputGradient<{kind}" if data_offsets else f"PullInputGradient<{kind}",
-        positions * (TAPS if data_offsets else 1), (1 if data_offsets else TAPS) * channels / LANES,
+        "input", table + cells + 2 * positions * channels * wide, flops, f"PullInputGradient<{vector}, {kind}",
+        positions, TAPS * slices, slices,
     )  # fmt: skip
+    shared = [offsets] if data_offsets else [offsets, input]
     narrowed = Step("input, narrowed", positions * channels * (2 * wide + itemsize))
     least = 2 * map_ + table + weight
     if depthwise:
         forward = [
-            Step("forward", table + (corners + 4) * one + map_, flops, "DepthwiseForward", positions, TAPS * trips)
+            Step(
+                "forward",
+                table + (corners + 4) * one + map_,
+                flops,
+                "DepthwiseForward",
+                positions,
+                TAPS * slices,
+                slices,
+            )
         ]
-        blocks = max(positions // 64, 1)
-        partial = min(blocks, 256) * CELLS * channels * wide
+        blocks = _partial_blocks(positions, tiles, CELLS * channels * wide)
+        partial = blocks * CELLS * channels * wide
         filter = Step(
-            "filter", table + map_ + corners * one + 2 * partial, flops, "DepthwiseFilterGradient",
-            min(blocks, 256) * -(-channels // 128), positions / min(blocks, 256) * TAPS * 128 / (LANES * narrow),
+            "filter", table + (corners + 1) * one + 2 * partial, flops, "KernelFilterGradient", blocks * tiles,
+            positions / blocks * TAPS, positions / blocks * TAPS / TABLE,
         )  # fmt: skip
-        return Cost(forward, [offsets, input, filter, narrowed], least, 2 * least - map_, 0, 0, partial)
+        return Cost(forward, [*shared, filter, narrowed], least, 2 * least - map_, 0, 0, partial)
     backward = [
-        product._replace(name="gradient of columns"), offsets, input, spread, product._replace(name="weight"), narrowed,
+        product._replace(name="gradient of columns"), *shared, spread, product._replace(name="weight"), narrowed,
     ]  # fmt: skip
-    held = min(columns, BUFFER)
-    return Cost([spread, product], backward, least, 2 * least - map_, columns, held, 2 * held)
+    forward_held, backward_held = _held(positions, columns, 1), _held(positions, columns, 2)
+    return Cost([spread, product], backward, least, 2 * least - map_, columns, forward_held, backward_held)
 
 
 def roi_pool_cost(size: Sequence[int], itemsize: int) -> Cost:
-    """2x2 samples a bin, offsets and masks. `size` is that of bench_deform_roi_pool."""
+    """2x2 samples a bin on 3x3 pixels, offsets and masks. `size` is that of bench_deform_roi_pool."""
     rois, channels, group, height, width, bins, _ = size
     wide, vector = max(itemsize, 4), 16 // itemsize if channels % (16 // itemsize) == 0 else 1
     rule = "RoundedBins" if group > 1 else "AlignedBins"
     items, pairs = rois * bins * bins, rois * bins * bins * channels
     map_, out, table = channels * group**2 * height * width, pairs * itemsize, rois * bins * bins * 3 * wide
-    trips = channels / (LANES * vector)
-    forward = [Step("pool", table + 16 * out + out, 32 * pairs, f"PoolBins<{rule}, {vector}", items, 4 * trips)]
+    slices, atomics = -(-channels // (LANES * vector)), -(-channels // (LANES * (4 if wide == 4 and vector > 1 else 1)))
+    forward = [Step("pool", table + 10 * out, 18 * pairs, f"PoolBins<{rule}, {vector}", items, 9 * slices, 3 * slices)]
     backward = [
         Step(
-            "input",
-            table + 4 * out + 16 * pairs * wide,
-            32 * pairs,
-            f"ScatterRoiGradient<{rule}",
-            items,
-            4 * channels / LANES,
+            "input", table + out + 9 * pairs * wide, 18 * pairs, f"ScatterRoiGradient<{rule}, {vector}", items,
+            9 * atomics, 3 * atomics,
         ),
-        Step("offset, mask", 2 * table + 20 * out, 32 * pairs, f"PartGradient<{rule}, {vector}", items, 4 * trips),
+        Step(
+            "offset, mask", 2 * table + 10 * out, 18 * pairs, f"PartGradient<{rule}, {vector}", items, 9 * slices,
+            3 * slices,
+        ),
         Step("input, narrowed", map_ * (2 * wide + itemsize)),
     ]  # fmt: skip
     least = map_ * itemsize + out + table
@@ -429,32 +473,36 @@ def roi_pool_cost(size: Sequence[int], itemsize: int) -> Cost:
 def kernel_evolution_conv2d_cost(size: Sequence[int], itemsize: int) -> Cost:
     """9 locations of radius 2: 5x5 pixels, of which 13 on average have a weight; no attention."""
     batch, channels, height, width, groups = size
-    positions, wide, run, window, seen = batch * height * width, max(itemsize, 4), 256, 25, 13
+    positions, wide, run, side, seen = batch * height * width, max(itemsize, 4), 256, 5, 13
     map_, columns = positions * channels * itemsize, positions * TAPS * channels * itemsize
-    table, weight = channels * TAPS * window * wide, channels * channels // groups * TAPS * itemsize
+    table, weight = channels * TAPS * side**2 * wide, channels * channels // groups * TAPS * itemsize
     pairs = positions * TAPS * channels
     product = Step("product", columns + map_ + weight, 2 * pairs * channels // groups, product=True)
     sample = Step(
         "sample", (seen + 1) * columns, 2 * seen * pairs, "SampleWindows", -(-positions // run) * channels * TAPS,
-        run // LANES * window,
+        side**2, side,
     )  # fmt: skip
     backward = [
         sample,
         product._replace(name="weight"),
         product._replace(name="gradient of columns"),
         Step(
-            "windows", (5 + window) * columns, 2 * window * pairs, "WindowGradient", channels * TAPS * 5,
+            "windows",
+            (1 + side**2) * columns,
+            2 * side**2 * pairs,
+            "WindowGradient",
+            channels * TAPS,
             positions / LANES,
         ),
         Step(
             "input", seen * columns + 2 * positions * channels * wide, 2 * seen * pairs, "GatherMapGradient",
-            batch * channels * height, TAPS * 25 * width / LANES,
+            batch * channels * height, TAPS * side**2 * width / LANES, TAPS * side * width / LANES,
         ),
         Step("input, narrowed", positions * channels * (2 * wide + itemsize)),
     ]  # fmt: skip
-    held = min(columns, BUFFER)
     least = 2 * map_ + table + weight
-    return Cost([sample, product], backward, least, 2 * least - map_, columns, held, 2 * held)
+    forward_held, backward_held = _held(positions, columns, 1), _held(positions, columns, 2)
+    return Cost([sample, product], backward, least, 2 * least - map_, columns, forward_held, backward_held)
 
 
 def cases() -> dict[str, Any]:
@@ -505,12 +553,14 @@ def seconds(steps: Iterable[Step], gpu: Gpu, dtype: str, table: dict[tuple[str, 
 
 
 def _instructions(step: Step, found: Sequence[Kernel]) -> float:
-    """Of all warps: those of an item once, those of its innermost loop as often as it is run through."""
-    named = [kernel for kernel in found if kernel.name.startswith(step.kernel)]
+    """Of all warps: those of an item once, those of its two innermost loops as often as they are run through."""
+    named = [kernel for kernel in found if kernel.name.startswith(step.kernel) and "long" not in kernel.name]
     if not named:
         raise RuntimeError(f"no kernel is called {step.kernel}")
     kernel = max(named, key=lambda kernel: _widest(kernel.loads))  # the instance that wide channels get
-    return step.items * (kernel.item + kernel.loop * max(step.trips - 1, 0))
+    outer = step.outer if kernel.around else 1
+    once = kernel.item + (outer - 1) * max(kernel.around - kernel.loop, 0) - kernel.loop
+    return step.items * (once + kernel.loop * step.trips)
 
 
 def _widest(counts: str) -> int:
@@ -635,6 +685,7 @@ from sizes: **nothing here was measured**.
   type, float32 without TF32; instructions over what the schedulers issue. Launches and waiting come on top.
 - An item is what a warp does for one unit of work, each instruction counted once; its loop is the innermost one that
   touches memory. Loads, stores and atomics of global memory: number x bits.
+- Where a kernel on sm_80 shows no loop, none was recognised: its instructions count once, the time on A100 is too low.
 - Workspace: columns and partial sums, not the wide sums of the input's gradient.
 """
 

@@ -42,6 +42,9 @@ at::Tensor lock_step_sum(const at::Tensor& values, int64_t absent) {
 
 TORCH_LIBRARY_FRAGMENT(dk_detection, m) {
   m.def("_host_run_record", [](bool recording) { dk::HostLauncher::recording = recording; });
+  m.def("_host_run_limits", [](int64_t column_bytes, int64_t contributions, int64_t elements) {
+    dk::HostLauncher::limits = {column_bytes, contributions, elements};
+  });
 #ifdef DK_HAS_LOCK_STEP
   m.def("_lock_step_sum", &dk::lock_step_sum);
 #endif

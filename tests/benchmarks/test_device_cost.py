@@ -66,3 +66,11 @@ def test_bytes_and_arithmetic_by_hand():
     assert sample.bytes == table + 4 * samples + samples and cost.columns == samples
     assert product.bytes == samples + map_ + weight and product.flops == 2 * 12 * 9 * 2 * 2
     assert cost.least_forward == 2 * map_ + table + weight
+
+
+def test_columns_held_at_recorded_sizes():
+    for label, cost_of in device_cost.cases().items():
+        for itemsize in (2, 4, 8):
+            cost = cost_of(itemsize)
+            held = max(cost.forward_workspace, cost.backward_workspace)
+            assert not cost.columns or held <= cost.columns / 2, label
