@@ -1,12 +1,12 @@
 // deform_kernel_conv2d for devices: bodies of the kernels, and the order they run in, written over a launcher
 // (launch.h).
 //
-// The map is channels-last, so the lanes of a warp read neighbouring channels of one output position: where its taps
-// look, and which cells of the scope they take their values from, is computed once per warp. A depthwise filter is
-// applied as it is resampled, without columns. Any other is turned around (see cpu/deform_kernel_conv2d_kernel.cpp):
-// the taps are scattered into one column per cell of the scope, for a chunk of output positions at a time, and the
-// filter follows as a matrix product. From the gradient of these columns on, the backward is the same for both; a
-// depthwise filter makes that gradient on the spot.
+// A warp takes an output position, in one segment of the channels: its lanes first prepare a tap each (where it looks,
+// and which cells of the scope it takes its value from), then read neighbouring channels of all taps. A depthwise
+// filter is applied as it is resampled, without columns. Any other is turned around (see
+// cpu/deform_kernel_conv2d_kernel.cpp): the taps are scattered into one column per cell of the scope, for a chunk of
+// output positions at a time, and the filter follows as a matrix product. From the gradient of these columns on, the
+// backward is the same for both; a depthwise filter makes that gradient on the spot.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -16,508 +16,688 @@
 #include <algorithm>
 #include <numeric>
 
-#include "common/bilinear.h"
 #include "common/contributions.h"
 #include "common/launch.h"
+#include "common/samples.h"
 #include "ops/deform_kernel_conv2d.h"
 
 namespace dk {
 
-// Cells a lane sums up at a time; more of them are more work items.
+// Cells a lane sums up at a time, in memory of its own among that of the warp; more of them are more work items.
 constexpr int kCellTile = 16;
 
-// What all bodies know. T is the data type, A the wider type of positions and sums.
-template <typename T, typename A>
-struct DeformKernelConv2dDevice {
-  DeformKernelConv2dSizes s;
-  int64_t segment;         // channels of a segment: they share kernel offset group and data offset group
-  const T* input;          // [N, H, W, C]
-  const A* kernel_offset;  // [N, G, K, 2, P]
-  const A* offset;         // [N, D, K, 2, P] or null
-  const A* mask;           // [N, D, K, P] or null
-  int64_t first;           // the chunk: output positions [first, first + count) of the N * P
-  int64_t count;
+// Where a tap takes its value from.
+template <typename A, typename I>
+struct alignas(16) Resampling {
+  I cell[4];  // -1 where there is none
+  A weight[4];
+  A fy, fx;
+  bool free_y, free_x;
 
-  struct Position {
-    int64_t n, index;  // image, position in its map
-  };
+  Resampling() = default;
 
-  // Where a tap looks. `plane` is the number of the (tap, data offset group)'s plane in offset (two each) and mask.
-  struct Look {
-    Corners<A> corners;
-    A mask;
-    int64_t plane;
-
-    DK_HOST_DEVICE bool on_map() const {
-      return corners.index[0] >= 0 || corners.index[1] >= 0 || corners.index[2] >= 0 || corners.index[3] >= 0;
+  DK_HOST_DEVICE explicit Resampling(const ClippedCorners<A, I>& corners)
+      : fy(corners.fy), fx(corners.fx), free_y(corners.free_y), free_x(corners.free_x) {
+    DK_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      cell[k] = corners.index[k];
+      weight[k] = corners.weight[k];
     }
+  }
+};
+
+// What all bodies know. T is the data type, A the wider type of positions and sums, I the type of indices.
+template <typename T, typename A, typename I>
+struct DeformKernelConv2dDevice {
+  DeformKernelConv2dSizesOf<I> s;
+  I taps, positions, cells, group_in;
+  I data_channels, scope_channels;  // of a data offset group, of a kernel offset group
+  I segment;                        // channels of a segment: they share both of these groups
+  const T* input;                   // [N, H, W, C]
+  const A* kernel_offset;           // [N, G, K, 2, P]
+  const A* offset;                  // [N, D, K, 2, P] or null
+  const A* mask;                    // [N, D, K, P] or null
+  I first;                          // the chunk: output positions [first, first + count) of the N * P
+  I count;
+
+  struct Place {
+    I local, n, index, oh, ow;  // number in the chunk, image, position in its map, row and column
   };
 
-  // Of the map, counted once for every data offset group.
-  DK_HOST_DEVICE int64_t pixels() const { return s.batch * s.offset_groups * s.height * s.width; }
+  DK_HOST_DEVICE I segments() const { return s.in_channels / segment; }
+  DK_HOST_DEVICE I cell_tiles() const { return (cells + kCellTile - 1) / kCellTile; }
 
-  DK_HOST_DEVICE int64_t segments() const { return s.in_channels / segment; }
-  DK_HOST_DEVICE int64_t cell_tiles() const { return (s.cells() + kCellTile - 1) / kCellTile; }
-  DK_HOST_DEVICE int64_t data_group(int64_t c) const { return c / s.offset_group_channels(); }
-  DK_HOST_DEVICE int64_t scope_group(int64_t c) const { return c / s.kernel_offset_group_channels(); }
-
-  DK_HOST_DEVICE Position position(int64_t local) const {
-    return {(first + local) / s.positions(), (first + local) % s.positions()};
+  DK_HOST_DEVICE Place place(I local) const {
+    const I n = (first + local) / positions, index = (first + local) - n * positions, oh = index / s.out_w;
+    return {local, n, index, oh, index - oh * s.out_w};
   }
 
-  DK_HOST_DEVICE Look look(const Position& at, int64_t tap, int64_t d) const {
-    Look look;
-    look.plane = (at.n * s.offset_groups + d) * s.taps() + tap;
-    const A* shift = offset ? offset + look.plane * 2 * s.positions() + at.index : nullptr;
-    look.corners =
-        data_corners(s, at.index / s.out_w, at.index % s.out_w, tap, shift, shift ? shift + s.positions() : nullptr);
-    look.mask = mask ? mask[look.plane * s.positions() + at.index] : A(1);
-    return look;
-  }
+  // Number of the (tap, data offset group)'s plane in offset (two each) and mask.
+  DK_HOST_DEVICE I data_plane(const Place& at, I tap, I d) const { return (at.n * s.offset_groups + d) * taps + tap; }
 
   // Number of the (tap, kernel offset group)'s pair of planes in kernel_offset.
-  DK_HOST_DEVICE int64_t scope_plane(const Position& at, int64_t tap, int64_t g) const {
-    return (at.n * s.kernel_offset_groups + g) * s.taps() + tap;
+  DK_HOST_DEVICE I scope_plane(const Place& at, I tap, I g) const {
+    return (at.n * s.kernel_offset_groups + g) * taps + tap;
   }
 
-  DK_HOST_DEVICE ClippedCorners<A> scope(const Position& at, int64_t tap, int64_t g) const {
-    const A* shift = kernel_offset + scope_plane(at, tap, g) * 2 * s.positions() + at.index;
-    return scope_corners(s, tap, shift[0], shift[s.positions()]);
+  DK_HOST_DEVICE A mask_of(const Place& at, I tap, I d) const {
+    return mask ? mask[data_plane(at, tap, d) * positions + at.index] : A(1);
   }
 
-  // Corner k of image n, from channel c on; only for corners on the map.
-  DK_HOST_DEVICE int64_t pixel(int64_t n, const Corners<A>& corners, int k, int64_t c) const {
-    return (n * s.height * s.width + corners.index[k]) * s.in_channels + c;
+  DK_HOST_DEVICE Sample<A, I> look(const Place& at, I tap, I d) const {
+    const A* shift = offset ? offset + data_plane(at, tap, d) * 2 * positions + at.index : nullptr;
+    return {
+        data_corners(s, at.oh, at.ow, tap, shift, shift ? shift + positions : nullptr), mask_of(at, tap, d),
+        at.n * s.height * s.width, s.in_channels};
   }
 
-  // value[0:kWidth] = the sampled, modulated input from channel c on.
-  template <int kWidth>
-  DK_HOST_DEVICE void sample(const Position& at, const Look& look, int64_t c, A value[kWidth]) const {
-    for (int i = 0; i < kWidth; ++i) {
-      value[i] = 0;
+  DK_HOST_DEVICE Resampling<A, I> scope(const Place& at, I tap, I g) const {
+    const A* shift = kernel_offset + scope_plane(at, tap, g) * 2 * positions + at.index;
+    return Resampling<A, I>(scope_corners(s, tap, shift[0], shift[positions]));
+  }
+
+  struct Tap {
+    Sample<A, I> look;
+    Resampling<A, I> scope;
+  };
+
+  // The tap of a position for the channels from `start` on.
+  DK_HOST_DEVICE Tap tap(const Place& at, I number, I start) const {
+    return {look(at, number, start / data_channels), scope(at, number, start / scope_channels)};
+  }
+
+  // Prepares taps [begin, end) of a position.
+  template <typename Lanes>
+  DK_HOST_DEVICE void prepare(
+      const Place& at, I start, I begin, I end, Tap (&table)[kTable], const Lanes& lanes) const {
+    lanes.sync();
+    for (I number = begin + lanes.index(); number < end; number += lanes.count()) {
+      table[number - begin] = tap(at, number, start);
     }
-    for (int k = 0; k < 4; ++k) {
-      if (look.corners.index[k] >= 0) {
-        const auto corner = Vector<T, kWidth>::load(input + pixel(at.n, look.corners, k, c));
-        const A weight = look.corners.weight[k] * look.mask;
-        for (int i = 0; i < kWidth; ++i) {
-          value[i] += weight * static_cast<A>(corner.value[i]);
-        }
+    lanes.sync();
+  }
+
+  DK_HOST_DEVICE I batch_end(I begin) const { return begin + kTable < taps ? begin + kTable : taps; }
+
+  // The sampled, modulated input from channel c on. Without data offsets it is one pixel.
+  template <int kWidth>
+  DK_HOST_DEVICE void sample(const Sample<A, I>& look, I c, A (&sum)[kWidth]) const {
+    if (offset) {
+      Vector<T, kWidth> value[4];
+      look.load(input + c, value);
+      look.weigh(value, sum);
+    } else {
+      widen(Vector<T, kWidth>::load(input + c + look.pixel[0]), sum);
+      DK_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        sum[i] *= look.weight[0];
       }
     }
   }
 
-  // Columns are [groups, count, cells, C / groups]: one matrix per weight group.
-  DK_HOST_DEVICE int64_t column(int64_t local, int64_t cell, int64_t c) const {
-    return ((c / s.group_in() * count + local) * s.cells() + cell) * s.group_in() + c % s.group_in();
+  // Columns are [groups, count, cells, C / groups]: one matrix per weight group. Channel c of the first cell:
+  DK_HOST_DEVICE I column(I local, I c) const {
+    const I group = s.groups == 1 ? 0 : c / group_in;
+    return (group * count + local) * cells * group_in + c - group * group_in;
   }
 };
 
 // Depthwise forward. Work items are (position, segment), the segment fastest.
-template <typename T, typename A, int kWidth>
+template <typename T, typename A, typename I, int kWidth>
 struct DepthwiseForward {
-  DeformKernelConv2dDevice<T, A> p;
+  using Device = DeformKernelConv2dDevice<T, A, I>;
+
+  Device p;
   const T* filter;  // [cells, C]
   T* output;        // [N, P, C]
 
-  static constexpr int kRows = 4;  // vectors a lane sums up at a time, so that the set-up of a tap serves all of them
+  struct Shared {
+    typename Device::Tap table[kTable];
+  };
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const {
-    const int64_t local = item / p.segments(), start = item % p.segments() * p.segment, end = start + p.segment;
-    const auto at = p.position(local);
-    const int64_t stride = lanes.count() * kWidth;
-    for (int64_t base = start + lanes.index() * kWidth; base < end; base += kRows * stride) {
-      A sum[kRows][kWidth] = {};
-      for (int64_t tap = 0; tap < p.s.taps(); ++tap) {
-        const auto look = p.look(at, tap, p.data_group(start));
-        if (!look.on_map()) {
-          continue;
+    auto& table = lanes.template shared<Shared>().table;
+    const I local = static_cast<I>(item) / p.segments();
+    const I start = (static_cast<I>(item) - local * p.segments()) * p.segment, stop = start + p.segment;
+    const auto at = p.place(local);
+    for (I base = start; base < stop; base += lanes.count() * kWidth) {
+      const I c = base + lanes.index() * kWidth;
+      A sum[kWidth] = {};
+      for (I begin = 0; begin < p.taps; begin += kTable) {
+        const I end = p.batch_end(begin);
+        if (base == start || p.taps > kTable) {
+          p.prepare(at, start, begin, end, table, lanes);
         }
-        const auto scope = p.scope(at, tap, p.scope_group(start));
-        DK_UNROLL
-        for (int row = 0; row < kRows; ++row) {
-          const int64_t c = base + row * stride;
-          if (c < end) {
-            A value[kWidth];
-            p.template sample<kWidth>(at, look, c, value);
-            A resampled[kWidth] = {};
-            for (int k = 0; k < 4; ++k) {
-              if (scope.index[k] >= 0) {
-                const auto cell = Vector<T, kWidth>::load(filter + scope.index[k] * p.s.in_channels + c);
-                for (int i = 0; i < kWidth; ++i) {
-                  resampled[i] += scope.weight[k] * static_cast<A>(cell.value[i]);
-                }
+        DK_NO_UNROLL
+        for (I number = begin; c < stop && number < end; ++number) {
+          const auto tap = table[number - begin];
+          if (!tap.look.on_map()) {
+            continue;
+          }
+          A value[kWidth], resampled[kWidth] = {};
+          p.template sample<kWidth>(tap.look, c, value);
+          DK_UNROLL
+          for (int k = 0; k < 4; ++k) {
+            if (tap.scope.cell[k] >= 0) {
+              const auto cell = Vector<T, kWidth>::load(filter + tap.scope.cell[k] * p.s.in_channels + c);
+              DK_UNROLL
+              for (int i = 0; i < kWidth; ++i) {
+                resampled[i] += tap.scope.weight[k] * static_cast<A>(cell.value[i]);
               }
             }
-            for (int i = 0; i < kWidth; ++i) {
-              sum[row][i] += value[i] * resampled[i];
-            }
+          }
+          DK_UNROLL
+          for (int i = 0; i < kWidth; ++i) {
+            sum[i] += value[i] * resampled[i];
           }
         }
       }
-      DK_UNROLL
-      for (int row = 0; row < kRows; ++row) {
-        const int64_t c = base + row * stride;
-        if (c < end) {
-          Vector<T, kWidth> out;
-          for (int i = 0; i < kWidth; ++i) {
-            out.value[i] = static_cast<T>(sum[row][i]);
-          }
-          out.store(output + (p.first + local) * p.s.in_channels + c);
-        }
+      if (c < stop) {
+        store_narrow<kWidth>(sum, output + (p.first + local) * p.s.in_channels + c);
       }
     }
+  }
+};
+
+// Sums of a tile of cells, each lane's own channels.
+template <typename A, int kWidth>
+struct CellSums {
+  static constexpr int kRow = 32 * kWidth;
+
+  alignas(sizeof(A) * kWidth) A sum[kCellTile][kRow];
+
+  DK_HOST_DEVICE void clear(int lane) {
+    for (int cell = 0; cell < kCellTile; ++cell) {
+      Vector<A, kWidth>{}.store(sum[cell] + lane * kWidth);
+    }
+  }
+
+  // Adds a tap's values to the cells, of which the tile begins with number `low`.
+  template <typename I>
+  DK_HOST_DEVICE void add(const Resampling<A, I>& scope, I low, const A (&value)[kWidth], int lane) {
+    DK_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const I cell = scope.cell[k] - low;
+      if (scope.cell[k] >= 0 && cell >= 0 && cell < kCellTile) {
+        A* place = sum[cell] + lane * kWidth;
+        auto all = Vector<A, kWidth>::load(place);
+        DK_UNROLL
+        for (int i = 0; i < kWidth; ++i) {
+          all.value[i] += scope.weight[k] * value[i];
+        }
+        all.store(place);
+      }
+    }
+  }
+
+  DK_HOST_DEVICE void read(int cell, int lane, A (&value)[kWidth]) const {
+    widen(Vector<A, kWidth>::load(sum[cell] + lane * kWidth), value);
   }
 };
 
 // columns = the taps' values, spread over the cells. Work items are (position, tile of cells, segment), the segment
 // fastest.
-template <typename T, typename A, int kWidth>
+template <typename T, typename A, typename I, int kWidth>
 struct ScatterColumns {
-  DeformKernelConv2dDevice<T, A> p;
+  using Device = DeformKernelConv2dDevice<T, A, I>;
+
+  Device p;
   T* columns;
+
+  struct Shared {
+    typename Device::Tap table[kTable];
+    CellSums<A, kWidth> cells;
+  };
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const {
-    const int64_t start = item % p.segments() * p.segment, end = start + p.segment;
-    const int64_t low = item / p.segments() % p.cell_tiles() * kCellTile;
-    const int64_t high = low + kCellTile < p.s.cells() ? low + kCellTile : p.s.cells();
-    const int64_t local = item / p.segments() / p.cell_tiles();
-    const auto at = p.position(local);
-    for (int64_t c = start + lanes.index() * kWidth; c < end; c += lanes.count() * kWidth) {
-      A sum[kCellTile][kWidth] = {};
-      for (int64_t tap = 0; tap < p.s.taps(); ++tap) {
-        const auto look = p.look(at, tap, p.data_group(start));
-        if (!look.on_map()) {
-          continue;
+    auto& shared = lanes.template shared<Shared>();
+    const I rest = static_cast<I>(item) / p.segments(), local = rest / p.cell_tiles();
+    const I start = (static_cast<I>(item) - rest * p.segments()) * p.segment, stop = start + p.segment;
+    const I low = (rest - local * p.cell_tiles()) * kCellTile;
+    const I high = low + kCellTile < p.cells ? low + kCellTile : p.cells;
+    const auto at = p.place(local);
+    for (I base = start; base < stop; base += lanes.count() * kWidth) {
+      const I c = base + lanes.index() * kWidth;
+      shared.cells.clear(lanes.index());
+      for (I begin = 0; begin < p.taps; begin += kTable) {
+        const I end = p.batch_end(begin);
+        if (base == start || p.taps > kTable) {
+          p.prepare(at, start, begin, end, shared.table, lanes);
         }
-        const auto scope = p.scope(at, tap, p.scope_group(start));
-        A value[kWidth];
-        p.template sample<kWidth>(at, look, c, value);
-        for (int k = 0; k < 4; ++k) {
-          if (scope.index[k] >= low && scope.index[k] < high) {
-            A* cell = sum[scope.index[k] - low];
-            for (int i = 0; i < kWidth; ++i) {
-              cell[i] += scope.weight[k] * value[i];
-            }
+        DK_NO_UNROLL
+        for (I number = begin; c < stop && number < end; ++number) {
+          const auto& tap = shared.table[number - begin];
+          if (tap.look.on_map()) {
+            A value[kWidth];
+            p.template sample<kWidth>(tap.look, c, value);
+            shared.cells.add(tap.scope, low, value, lanes.index());
           }
         }
       }
-      for (int64_t cell = low; cell < high; ++cell) {
-        Vector<T, kWidth> out;
-        for (int i = 0; i < kWidth; ++i) {
-          out.value[i] = static_cast<T>(sum[cell - low][i]);
+      if (c < stop) {
+        T* column = columns + p.column(local, c);
+        DK_NO_UNROLL
+        for (I cell = low; cell < high; ++cell) {
+          A value[kWidth];
+          shared.cells.read(cell - low, lanes.index(), value);
+          store_narrow<kWidth>(value, column + cell * p.group_in);
         }
-        out.store(columns + p.column(local, cell, c));
       }
     }
   }
 };
 
 // The gradient of the columns, from a matrix product ...
-template <typename T, typename A>
-struct ColumnGradient {
-  DeformKernelConv2dDevice<T, A> p;
+template <typename T, typename I>
+struct KernelColumnGradient {
+  static constexpr bool kScaled = false;
+
   const T* grad_columns;
 
-  template <int kWidth>
-  DK_HOST_DEVICE void load(int64_t local, int64_t cell, int64_t c, A grad[kWidth]) const {
-    const auto row = Vector<T, kWidth>::load(grad_columns + p.column(local, cell, c));
-    for (int i = 0; i < kWidth; ++i) {
-      grad[i] = static_cast<A>(row.value[i]);
-    }
+  // Where the cells' values for channel c lie, and how far apart.
+  template <typename Device>
+  DK_HOST_DEVICE const T* cells(const Device& p, I local, I c) const {
+    return grad_columns + p.column(local, c);
+  }
+  template <typename Device>
+  DK_HOST_DEVICE I stride(const Device& p) const {
+    return p.group_in;
   }
 };
 
 // ... or, depthwise, the filter times the gradient of the output.
-template <typename T, typename A>
-struct DepthwiseColumnGradient {
-  DeformKernelConv2dDevice<T, A> p;
+template <typename T, typename I>
+struct KernelDepthwiseGradient {
+  static constexpr bool kScaled = true;
+
   const T* filter;       // [cells, C]
   const T* grad_output;  // [N, P, C]
 
-  template <int kWidth>
-  DK_HOST_DEVICE void load(int64_t local, int64_t cell, int64_t c, A grad[kWidth]) const {
-    const auto value = Vector<T, kWidth>::load(filter + cell * p.s.in_channels + c);
-    const auto row = Vector<T, kWidth>::load(grad_output + (p.first + local) * p.s.in_channels + c);
-    for (int i = 0; i < kWidth; ++i) {
-      grad[i] = static_cast<A>(value.value[i]) * static_cast<A>(row.value[i]);
-    }
+  template <typename Device>
+  DK_HOST_DEVICE const T* cells(const Device&, I, I c) const {
+    return filter + c;
+  }
+  template <typename Device>
+  DK_HOST_DEVICE I stride(const Device& p) const {
+    return p.s.in_channels;
+  }
+  template <typename Device>
+  DK_HOST_DEVICE const T* factor(const Device& p, I local, I c) const {
+    return grad_output + (p.first + local) * p.s.in_channels + c;
   }
 };
 
-// Gradients of kernel_offset, offset and mask: each (position, tap) belongs to one warp, which goes through the
-// channels and writes the sums of a group when it comes to its end.
-template <typename T, typename A, int kWidth, typename Columns>
-struct OffsetGradients {
-  DeformKernelConv2dDevice<T, A> p;
+// grad = the gradient of a tap's value. Where that `value` is given, dot[k] += the products with the gradient of cell
+// k.
+template <int kWidth, typename T, typename A, typename I, typename Columns>
+DK_HOST_DEVICE void value_gradient(
+    const DeformKernelConv2dDevice<T, A, I>& p,
+    const Columns& columns,
+    I local,
+    const Resampling<A, I>& scope,
+    I c,
+    A (&grad)[kWidth],
+    const A* value = nullptr,
+    A* dot = nullptr) {
+  const T* cells = columns.cells(p, local, c);
+  const I stride = columns.stride(p);
+  A factor[kWidth];
+  if constexpr (Columns::kScaled) {
+    widen(Vector<T, kWidth>::load(columns.factor(p, local, c)), factor);
+  }
+  DK_UNROLL
+  for (int i = 0; i < kWidth; ++i) {
+    grad[i] = 0;
+  }
+  DK_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    if (scope.cell[k] >= 0) {
+      const auto row = Vector<T, kWidth>::load(cells + scope.cell[k] * stride);
+      DK_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        A cell = static_cast<A>(row.value[i]);
+        if constexpr (Columns::kScaled) {
+          cell *= factor[i];
+        }
+        grad[i] += scope.weight[k] * cell;
+        if (value) {
+          dot[k] += cell * value[i];
+        }
+      }
+    }
+  }
+}
+
+// All gradients that follow from that of the columns, but for the input's where nothing moves the taps; see
+// PullInputGradient. The input's is scattered with atomics: fast, the order of the sums is left to chance. Work items
+// are positions: the sums of a group of offsets go over several segments.
+template <typename T, typename A, typename I, int kWidth, typename Columns>
+struct TapGradients {
+  using Device = DeformKernelConv2dDevice<T, A, I>;
+
+  Device p;
   Columns columns;
-  A* grad_kernel_offset;  // [N, G, K, 2, P]
+  Rows rows;
+  A* grad_input;          // [N, H, W, C] or null
+  A* grad_kernel_offset;  // [N, G, K, 2, P] or null
   A* grad_offset;         // [N, D, K, 2, P] or null
   A* grad_mask;           // [N, D, K, P] or null
 
+  struct Shared {
+    typename Device::Tap table[kTable];
+    A scope_dots[kTable][4], data_dots[kTable][4];      // of a segment
+    A scope_totals[kTable][4], data_totals[kTable][4];  // of a group
+    Scatter<A, kWidth> scatter;
+  };
+
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const {
-    const int64_t tap = item % p.s.taps(), local = item / p.s.taps(), positions = p.s.positions();
-    const auto at = p.position(local);
-    A scope_dot[4] = {}, data_dot[4] = {};
-    for (int64_t start = 0; start < p.s.in_channels; start += p.segment) {
-      const int64_t end = start + p.segment;
-      const auto look = p.look(at, tap, p.data_group(start));
-      const auto scope = p.scope(at, tap, p.scope_group(start));
-      if (look.on_map()) {
-        for (int64_t c = start + lanes.index() * kWidth; c < end; c += lanes.count() * kWidth) {
-          A value[kWidth], grad[kWidth] = {};
-          p.template sample<kWidth>(at, look, c, value);
-          for (int k = 0; k < 4; ++k) {
-            if (scope.index[k] >= 0) {
-              A cell[kWidth];
-              columns.template load<kWidth>(local, scope.index[k], c, cell);
+    auto& shared = lanes.template shared<Shared>();
+    const I local = static_cast<I>(item);
+    const auto at = p.place(local);
+    for (I begin = 0; begin < p.taps; begin += kTable) {
+      const I end = p.batch_end(begin);
+      for (I start = 0; start < p.s.in_channels; start += p.segment) {
+        p.prepare(at, start, begin, end, shared.table, lanes);
+        add_segment(shared, local, start, begin, end, lanes);
+        lanes.sync();
+        finish(shared, at, start, begin, end, lanes);
+      }
+    }
+  }
+
+  template <typename Lanes>
+  DK_HOST_DEVICE void add_segment(Shared& shared, I local, I start, I begin, I end, const Lanes& lanes) const {
+    const int row = rows.number(lanes), at_once = rows.at_once(lanes), run = rows.lanes_of_a_row();
+    const I stop = start + p.segment;
+    const bool moves = grad_offset || grad_mask;
+    DK_NO_UNROLL
+    for (I some = begin; some < end; some += at_once) {
+      const I number = some + row;
+      const bool active = number < end;
+      const auto& tap = shared.table[active ? number - begin : 0];
+      const Sample<A, I> look = tap.look;
+      const Resampling<A, I> scope = tap.scope;
+      const bool on_map = active && look.on_map();
+      A scope_dot[4] = {}, data_dot[4] = {};
+      DK_NO_UNROLL
+      for (I base = start; base < stop; base += run * kWidth) {
+        const I c = base + rows.lane(lanes) * kWidth;
+        A grad[kWidth] = {};
+        if (on_map && c < stop) {
+          if (grad_kernel_offset || moves) {
+            Vector<T, kWidth> corner[4] = {};
+            A value[kWidth];
+            if (p.offset) {
+              look.load(p.input + c, corner);
+              look.weigh(corner, value);
+            } else {
+              corner[0] = Vector<T, kWidth>::load(p.input + c + look.pixel[0]);
+              widen(corner[0], value);
+              DK_UNROLL
               for (int i = 0; i < kWidth; ++i) {
-                scope_dot[k] += cell[i] * value[i];
-                grad[i] += scope.weight[k] * cell[i];
+                value[i] *= look.weight[0];
               }
             }
-          }
-          if (grad_offset || grad_mask) {
-            for (int k = 0; k < 4; ++k) {
-              if (look.corners.index[k] >= 0) {
-                const auto corner = Vector<T, kWidth>::load(p.input + p.pixel(at.n, look.corners, k, c));
-                for (int i = 0; i < kWidth; ++i) {
-                  data_dot[k] += grad[i] * static_cast<A>(corner.value[i]);
-                }
-              }
+            value_gradient<kWidth>(p, columns, local, scope, c, grad, value, scope_dot);
+            if (moves) {
+              look.add_dots(grad, corner, data_dot);
             }
+          } else {
+            value_gradient<kWidth>(p, columns, local, scope, c, grad);
           }
+        }
+        if (grad_input) {
+          shared.scatter(grad, look, on_map, base, stop, rows, grad_input, lanes);
         }
       }
-      if (end % p.s.kernel_offset_group_channels() == 0) {
-        for (int k = 0; k < 4; ++k) {
-          scope_dot[k] = lanes.sum(scope_dot[k]);
-        }
-        if (lanes.index() == 0) {
-          A* shift = grad_kernel_offset + p.scope_plane(at, tap, p.scope_group(start)) * 2 * positions + at.index;
-          shift[0] = scope.free_y ? bilinear_grad_y(scope, scope_dot) : A(0);
-          shift[positions] = scope.free_x ? bilinear_grad_x(scope, scope_dot) : A(0);
-        }
-        for (int k = 0; k < 4; ++k) {
-          scope_dot[k] = 0;
+      if (grad_kernel_offset) {
+        lanes.sums(scope_dot, run, active ? shared.scope_dots[number - begin] : nullptr);
+      }
+      if (moves) {
+        lanes.sums(data_dot, run, active ? shared.data_dots[number - begin] : nullptr);
+      }
+    }
+  }
+
+  // Adds a segment's sums to those of its groups, and writes these at their last segment. A lane has taps of its own.
+  template <typename Lanes>
+  DK_HOST_DEVICE void finish(
+      Shared& shared, const typename Device::Place& at, I start, I begin, I end, const Lanes& lanes) const {
+    const I stop = start + p.segment;
+    for (I number = begin + lanes.index(); number < end; number += lanes.count()) {
+      const auto& tap = shared.table[number - begin];
+      if (grad_kernel_offset) {
+        const I group = start / p.scope_channels;
+        A* dot = total(
+            shared.scope_totals[number - begin], shared.scope_dots[number - begin], start == group * p.scope_channels);
+        if (stop == (group + 1) * p.scope_channels) {
+          A* shift = grad_kernel_offset + p.scope_plane(at, number, group) * 2 * p.positions + at.index;
+          shift[0] = tap.scope.free_y ? bilinear_grad_y(tap.scope, dot) : A(0);
+          shift[p.positions] = tap.scope.free_x ? bilinear_grad_x(tap.scope, dot) : A(0);
         }
       }
-      if (end % p.s.offset_group_channels() == 0) {
-        A by_mask = 0;
-        for (int k = 0; k < 4; ++k) {
-          data_dot[k] = lanes.sum(data_dot[k]);
-          by_mask += look.corners.weight[k] * data_dot[k];
+      if (grad_offset || grad_mask) {
+        const I group = start / p.data_channels, plane = p.data_plane(at, number, group);
+        A* dot = total(
+            shared.data_totals[number - begin], shared.data_dots[number - begin], start == group * p.data_channels);
+        if (stop == (group + 1) * p.data_channels && grad_offset) {
+          A* shift = grad_offset + plane * 2 * p.positions + at.index;
+          shift[0] = tap.look.mask * bilinear_grad_y(tap.look, dot);
+          shift[p.positions] = tap.look.mask * bilinear_grad_x(tap.look, dot);
         }
-        if (lanes.index() == 0) {
-          if (grad_offset) {
-            A* shift = grad_offset + look.plane * 2 * positions + at.index;
-            shift[0] = look.mask * bilinear_grad_y(look.corners, data_dot);
-            shift[positions] = look.mask * bilinear_grad_x(look.corners, data_dot);
-          }
-          if (grad_mask) {
-            grad_mask[look.plane * positions + at.index] = by_mask;
-          }
-        }
-        for (int k = 0; k < 4; ++k) {
-          data_dot[k] = 0;
+        if (stop == (group + 1) * p.data_channels && grad_mask) {
+          grad_mask[plane * p.positions + at.index] = tap.look.by_mask(dot);
         }
       }
     }
+  }
+
+  DK_HOST_DEVICE static A* total(A (&total)[4], const A (&dot)[4], bool begins) {
+    DK_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      total[k] = begins ? dot[k] : total[k] + dot[k];
+    }
+    return total;
   }
 };
-
-// The gradient of one tap's value at channel c.
-template <typename A, typename Columns>
-DK_HOST_DEVICE A value_gradient(const Columns& columns, int64_t local, const ClippedCorners<A>& scope, int64_t c) {
-  A sum = 0;
-  for (int k = 0; k < 4; ++k) {
-    if (scope.index[k] >= 0) {
-      A cell[1];
-      columns.template load<1>(local, scope.index[k], c, cell);
-      sum += scope.weight[k] * cell[0];
-    }
-  }
-  return sum;
-}
 
 // Gradient of the input where no data offset moves the taps: each pixel knows the output positions that look at it.
-// Work items are the pixels of the images from `first_image` on.
-template <typename T, typename A, typename Columns>
+// Work items are (pixel, segment) of the images from `first_image` on, the segment fastest.
+template <typename T, typename A, typename I, int kWidth, typename Columns>
 struct PullInputGradient {
-  DeformKernelConv2dDevice<T, A> p;
+  using Device = DeformKernelConv2dDevice<T, A, I>;
+
+  Device p;
   Columns columns;
-  int64_t first_image;
-  A* grad_input;  // [N, H, W, C]
+  I first_image;
+  A* grad_input;  // [N, H, W, C], added to
+
+  struct Look {
+    I local;  // the output position that looks here by this tap, -1 if there is none
+    A mask;
+    Resampling<A, I> scope;
+  };
+
+  struct Shared {
+    Look table[kTable];
+  };
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const {
-    const auto& s = p.s;
-    const int64_t plane = s.height * s.width, n = first_image + item / plane;
-    const int64_t y = item % plane / s.width, x = item % plane % s.width;
-    A* row = grad_input + (n * plane + item % plane) * s.in_channels;
-    for (int64_t tap = 0; tap < s.taps(); ++tap) {
-      const int64_t down = y + s.padding_h - tap / s.kernel_w * s.dilation_h;
-      const int64_t across = x + s.padding_w - tap % s.kernel_w * s.dilation_w;
-      if (down < 0 || down % s.stride_h != 0 || across < 0 || across % s.stride_w != 0) {
-        continue;
+    auto& table = lanes.template shared<Shared>().table;
+    const I number = static_cast<I>(item) / p.segments();
+    const I start = (static_cast<I>(item) - number * p.segments()) * p.segment, stop = start + p.segment;
+    const I plane = p.s.height * p.s.width, image = number / plane, pixel = number - image * plane;
+    A* row = grad_input + ((first_image + image) * plane + pixel) * p.s.in_channels;
+    for (I begin = 0; begin < p.taps; begin += kTable) {
+      const I end = p.batch_end(begin);
+      lanes.sync();
+      for (I tap = begin + lanes.index(); tap < end; tap += lanes.count()) {
+        table[tap - begin] = look(first_image + image, pixel, tap, start);
       }
-      const int64_t oh = down / s.stride_h, ow = across / s.stride_w;
-      const int64_t local = n * s.positions() + oh * s.out_w + ow - p.first;
-      if (oh >= s.out_h || ow >= s.out_w || local < 0 || local >= p.count) {
-        continue;
-      }
-      const auto at = p.position(local);
-      for (int64_t start = 0; start < s.in_channels; start += p.segment) {
-        const A mask = p.look(at, tap, p.data_group(start)).mask;
-        const auto scope = p.scope(at, tap, p.scope_group(start));
-        for (int64_t c = start + lanes.index(); c < start + p.segment; c += lanes.count()) {
-          row[c] += mask * value_gradient(columns, local, scope, c);
-        }
-      }
-    }
-  }
-};
-
-// Gradient of the input under data offsets, scattered with atomics: fast, the order of the sums is left to chance. Work
-// items are (position, tap).
-template <typename T, typename A, typename Columns>
-struct PushInputGradient {
-  DeformKernelConv2dDevice<T, A> p;
-  Columns columns;
-  A* grad_input;  // [N, H, W, C]
-
-  template <typename Lanes>
-  DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const {
-    const int64_t tap = item % p.s.taps(), local = item / p.s.taps();
-    const auto at = p.position(local);
-    for (int64_t start = 0; start < p.s.in_channels; start += p.segment) {
-      const auto look = p.look(at, tap, p.data_group(start));
-      if (!look.on_map()) {
-        continue;
-      }
-      const auto scope = p.scope(at, tap, p.scope_group(start));
-      for (int64_t c = start + lanes.index(); c < start + p.segment; c += lanes.count()) {
-        const A grad = look.mask * value_gradient(columns, local, scope, c);
-        for (int k = 0; k < 4; ++k) {
-          if (look.corners.index[k] >= 0) {
-            add_atomically(grad_input + p.pixel(at.n, look.corners, k, c), look.corners.weight[k] * grad);
+      lanes.sync();
+      for (I c = start + lanes.index() * kWidth; c < stop; c += lanes.count() * kWidth) {
+        A sum[kWidth];
+        widen(Vector<A, kWidth>::load(row + c), sum);
+        DK_NO_UNROLL
+        for (I tap = begin; tap < end; ++tap) {
+          const Look at = table[tap - begin];
+          if (at.local >= 0) {
+            A grad[kWidth];
+            value_gradient<kWidth>(p, columns, at.local, at.scope, c, grad);
+            DK_UNROLL
+            for (int i = 0; i < kWidth; ++i) {
+              sum[i] += at.mask * grad[i];
+            }
           }
         }
+        store_narrow<kWidth>(sum, row + c);
       }
     }
   }
+
+  DK_HOST_DEVICE Look look(I n, I pixel, I tap, I start) const {
+    const auto& s = p.s;
+    const I y = pixel / s.width, x = pixel - y * s.width, i = tap / s.kernel_w;
+    const I down = y + s.padding_h - i * s.dilation_h, across = x + s.padding_w - (tap - i * s.kernel_w) * s.dilation_w;
+    Look found;
+    found.local = -1;
+    const I oh = down / s.stride_h, ow = across / s.stride_w;
+    if (down >= 0 && across >= 0 && oh * s.stride_h == down && ow * s.stride_w == across && oh < s.out_h &&
+        ow < s.out_w) {
+      const I local = n * p.positions + oh * s.out_w + ow - p.first;
+      if (local >= 0 && local < p.count) {
+        const auto at = p.place(local);
+        found.local = local;
+        found.mask = p.mask_of(at, tap, start / p.data_channels);
+        found.scope = p.scope(at, tap, start / p.scope_channels);
+      }
+    }
+    return found;
+  }
 };
 
-// The deterministic way to the same gradient, in two bodies. First, for every (position, tap, data offset group) and
-// corner the pixel it touches, numbered within (image, group) planes, or the number of pixels where it touches none.
-// Sorted by that key, the contributions to one pixel lie together and in a fixed order.
-template <typename T, typename A>
-struct TouchedPixels {
-  DeformKernelConv2dDevice<T, A> p;
-  int64_t* keys;  // [items, 4]
+// The deterministic way to the input's gradient under data offsets. First, for every (position, data offset group, tap,
+// corner) the pixel it touches, numbered within (image, group) planes. Work items are (position, group).
+template <typename T, typename A, typename I>
+struct ListTouched {
+  DeformKernelConv2dDevice<T, A, I> p;
+  int64_t* pixels;  // [items, taps, 4]
+  A* weights;       // [items, taps, 4]
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const {
-    if (lanes.index() != 0) {
-      return;
-    }
-    const int64_t d = item % p.s.offset_groups, tap = item / p.s.offset_groups % p.s.taps();
-    const auto at = p.position(item / p.s.offset_groups / p.s.taps());
-    const auto look = p.look(at, tap, d);
-    const int64_t plane = p.s.height * p.s.width;
-    for (int k = 0; k < 4; ++k) {
-      keys[item * 4 + k] =
-          look.corners.index[k] < 0 ? p.pixels() : (at.n * p.s.offset_groups + d) * plane + look.corners.index[k];
-    }
+    const I local = static_cast<I>(item) / p.s.offset_groups, d = static_cast<I>(item) - local * p.s.offset_groups;
+    const auto at = p.place(local);
+    list_corners(
+        item * p.taps * 4, p.taps, at.n, at.n * p.s.offset_groups + d, p.s.height * p.s.width, p.s.in_channels, pixels,
+        weights, lanes, [&](I tap) { return p.look(at, tap, d); });
   }
 };
 
 // Then each pixel gathers its contributions.
-template <typename T, typename A, typename Columns>
-struct GatherInputGradients {
-  DeformKernelConv2dDevice<T, A> p;
+template <typename T, typename A, typename I, typename Columns>
+struct TouchedContributions {
+  DeformKernelConv2dDevice<T, A, I> p;
   Columns columns;
-  Contributions from;  // numbered (item, corner)
-  A* grad_input;       // [N, H, W, C]
+  A* grad_input;  // [N, H, W, C]
 
-  template <typename Lanes>
-  DK_HOST_DEVICE void operator()(int64_t i, const Lanes& lanes) const {
-    if (!from.begins(i)) {
-      return;
-    }
-    const int64_t pixel = from.pixels[i];
-    const int64_t plane = p.s.height * p.s.width, groups = p.s.offset_groups;
-    const int64_t n = pixel / plane / groups, d = pixel / plane % groups;
-    const int64_t low = d * p.s.offset_group_channels(), high = low + p.s.offset_group_channels();
-    A* row = grad_input + (n * plane + pixel % plane) * p.s.in_channels;
-    for (; from.continues(i, pixel); ++i) {
-      const int64_t item = from.order[i] / 4, tap = item / groups % p.s.taps(), local = item / groups / p.s.taps();
-      const auto at = p.position(local);
-      const auto look = p.look(at, tap, d);
-      const A weight = look.corners.weight[from.order[i] % 4] * look.mask;
-      for (int64_t start = low; start < high; start += p.segment) {
-        const auto scope = p.scope(at, tap, p.scope_group(start));
-        for (int64_t c = start + lanes.index(); c < start + p.segment; c += lanes.count()) {
-          row[c] += weight * value_gradient(columns, local, scope, c);
-        }
-      }
-    }
+  struct Row {
+    I tap, start;
+    typename DeformKernelConv2dDevice<T, A, I>::Place at;
+  };
+
+  DK_HOST_DEVICE Target<A> target(int64_t pixel) const {
+    const I plane = p.s.height * p.s.width, map = static_cast<I>(pixel) / plane, n = map / p.s.offset_groups;
+    const I start = (map - n * p.s.offset_groups) * p.data_channels;
+    return {grad_input + (n * plane + static_cast<I>(pixel) - map * plane) * p.s.in_channels + start, p.data_channels};
+  }
+
+  DK_HOST_DEVICE Row row(int64_t number) const {
+    const I all = static_cast<I>(number) / 4, item = all / p.taps, local = item / p.s.offset_groups;
+    return {all - item * p.taps, (item - local * p.s.offset_groups) * p.data_channels, p.place(local)};
+  }
+
+  template <int kWidth>
+  DK_HOST_DEVICE void load(const Row& row, int64_t c, A (&value)[kWidth]) const {
+    const I channel = row.start + static_cast<I>(c);
+    const auto scope = p.scope(row.at, row.tap, channel / p.scope_channels);
+    value_gradient<kWidth>(p, columns, row.at.local, scope, channel, value);
   }
 };
 
-// Gradient of a depthwise filter: every warp sums up a block of output positions for a chunk of the channels and a tile
-// of the cells, in registers and its own memory; the blocks are added afterwards. Work items are (block, tile, chunk),
-// the chunk fastest.
-template <typename T, typename A, int kWidth>
-struct DepthwiseFilterGradient {
-  DeformKernelConv2dDevice<T, A> p;
+// Gradient of a depthwise filter: a warp sums up a block of output positions for a tile of the cells and as many
+// channels as its lanes take at once; the blocks are added afterwards. Work items are (block, tile, slice of channels),
+// the slice fastest.
+template <typename T, typename A, typename I, int kWidth>
+struct KernelFilterGradient {
+  using Device = DeformKernelConv2dDevice<T, A, I>;
+
+  Device p;
   const T* grad_output;  // [N, P, C]
-  int64_t block;         // positions of a block
+  I block;               // positions of a block
   A* partial;            // [blocks, cells, C]
 
-  static constexpr int64_t kChunk = 128;
+  static constexpr int kSlice = 32 * kWidth;
 
-  DK_HOST_DEVICE int64_t chunks_per_segment() const { return (p.segment + kChunk - 1) / kChunk; }
-  DK_HOST_DEVICE int64_t chunks() const { return p.segments() * chunks_per_segment(); }
+  struct Shared {
+    typename Device::Tap table[kTable];
+    CellSums<A, kWidth> cells;
+  };
+
+  DK_HOST_DEVICE I slices_of_a_segment() const { return (p.segment + kSlice - 1) / kSlice; }
+  DK_HOST_DEVICE I slices() const { return p.segments() * slices_of_a_segment(); }
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t item, const Lanes& lanes) const {
-    const int64_t chunk = item % chunks(), segment_end = (chunk / chunks_per_segment() + 1) * p.segment;
-    const int64_t start = chunk / chunks_per_segment() * p.segment + chunk % chunks_per_segment() * kChunk;
-    const int64_t end = start + kChunk < segment_end ? start + kChunk : segment_end;
-    const int64_t low = item / chunks() % p.cell_tiles() * kCellTile;
-    const int64_t high = low + kCellTile < p.s.cells() ? low + kCellTile : p.s.cells();
-    const int64_t number = item / chunks() / p.cell_tiles();
-    const int64_t last = (number + 1) * block < p.count ? (number + 1) * block : p.count;
-    for (int64_t c = start + lanes.index() * kWidth; c < end; c += lanes.count() * kWidth) {
-      A sum[kCellTile][kWidth] = {};
-      for (int64_t local = number * block; local < last; ++local) {
-        const auto at = p.position(local);
-        const auto row = Vector<T, kWidth>::load(grad_output + (p.first + local) * p.s.in_channels + c);
-        for (int64_t tap = 0; tap < p.s.taps(); ++tap) {
-          const auto look = p.look(at, tap, p.data_group(start));
-          if (!look.on_map()) {
-            continue;
-          }
-          const auto scope = p.scope(at, tap, p.scope_group(start));
-          A value[kWidth];
-          p.template sample<kWidth>(at, look, c, value);
-          for (int k = 0; k < 4; ++k) {
-            if (scope.index[k] >= low && scope.index[k] < high) {
-              A* cell = sum[scope.index[k] - low];
-              for (int i = 0; i < kWidth; ++i) {
-                cell[i] += scope.weight[k] * value[i] * static_cast<A>(row.value[i]);
-              }
+    auto& shared = lanes.template shared<Shared>();
+    const I rest = static_cast<I>(item) / slices(), slice = static_cast<I>(item) - rest * slices();
+    const I number = rest / p.cell_tiles(), low = (rest - number * p.cell_tiles()) * kCellTile;
+    const I high = low + kCellTile < p.cells ? low + kCellTile : p.cells;
+    const I segment = slice / slices_of_a_segment(), segment_end = (segment + 1) * p.segment;
+    const I start = segment * p.segment + (slice - segment * slices_of_a_segment()) * kSlice;
+    const I stop = start + kSlice < segment_end ? start + kSlice : segment_end;
+    const I last = ((number + 1) * block < p.count ? (number + 1) * block : p.count) * p.taps;
+    for (I base = start; base < stop; base += lanes.count() * kWidth) {
+      const I c = base + lanes.index() * kWidth;
+      shared.cells.clear(lanes.index());
+      for (I begin = number * block * p.taps; begin < last; begin += kTable) {
+        const I end = begin + kTable < last ? begin + kTable : last;
+        lanes.sync();
+        for (I one = begin + lanes.index(); one < end; one += lanes.count()) {
+          const I local = one / p.taps;
+          shared.table[one - begin] = p.tap(p.place(local), one - local * p.taps, start);
+        }
+        lanes.sync();
+        I local = begin / p.taps, tap = begin - local * p.taps;
+        DK_NO_UNROLL
+        for (I one = begin; one < end; ++one) {
+          const auto& prepared = shared.table[one - begin];
+          if (c < stop && prepared.look.on_map()) {
+            A value[kWidth], grad[kWidth];
+            p.template sample<kWidth>(prepared.look, c, value);
+            widen(Vector<T, kWidth>::load(grad_output + (p.first + local) * p.s.in_channels + c), grad);
+            DK_UNROLL
+            for (int i = 0; i < kWidth; ++i) {
+              value[i] *= grad[i];
             }
+            shared.cells.add(prepared.scope, low, value, lanes.index());
+          }
+          if (++tap == p.taps) {
+            tap = 0;
+            ++local;
           }
         }
       }
-      for (int64_t cell = low; cell < high; ++cell) {
-        for (int i = 0; i < kWidth; ++i) {
-          partial[(number * p.s.cells() + cell) * p.s.in_channels + c + i] = sum[cell - low][i];
+      if (c < stop) {
+        DK_NO_UNROLL
+        for (I cell = low; cell < high; ++cell) {
+          A value[kWidth];
+          shared.cells.read(cell - low, lanes.index(), value);
+          store_narrow<kWidth>(value, partial + (number * p.cells + cell) * p.s.in_channels + c);
         }
       }
     }
@@ -553,18 +733,20 @@ class DeformKernelConv2dPipeline {
     at::Tensor out;
     if (s.depthwise()) {
       out = at::empty({s.batch, s.out_h, s.out_w, s.out_channels}, x.options());
-      const auto p = device(0, total());
-      with_width<kWide>({filter, out}, [&](auto width) {
+      dispatch<kWide>(out, [&](auto index, auto width) {
+        using I = decltype(index);
+        const auto p = device<I>(0, total());
         Launcher::run(
-            p.count * p.segments(), DepthwiseForward<T, A, decltype(width)::value>{
-                                        p, filter.template const_data_ptr<T>(), out.template mutable_data_ptr<T>()});
+            total() * segments(), DepthwiseForward<T, A, I, decltype(width)::value>{
+                                      p, filter.template const_data_ptr<T>(), out.template mutable_data_ptr<T>()});
       });
     } else {
       out = at::empty({s.groups, total(), s.group_out()}, x.options());
-      each_chunk(/*sorts=*/false, [&](const auto& p) {
-        at::Tensor part = out.narrow(1, p.first, p.count);
-        at::bmm_out(part, scatter(p), filter.transpose(1, 2));
-      });
+      const int64_t step = chunk(/*buffers=*/1, /*sorts=*/false);
+      for (int64_t first = 0; first < total(); first += step) {
+        at::Tensor part = out.narrow(1, first, std::min(step, total() - first));
+        at::bmm_out(part, scatter(first, part.size(1)), filter.transpose(1, 2));
+      }
       out = out.permute({1, 0, 2}).reshape({s.batch, s.out_h, s.out_w, s.out_channels});
     }
     return bias ? out.add_(*bias) : out;  // [N, outH, outW, O]
@@ -574,35 +756,29 @@ class DeformKernelConv2dPipeline {
       const at::Tensor& grad_output, const at::Tensor& weight, std::array<bool, 6> wanted) const {
     const at::Tensor rows = grad_output.permute({0, 2, 3, 1}).contiguous();  // [N, outH, outW, O]
     const bool sorts = wanted[0] && off.defined() && at::globalContext().deterministicAlgorithms();
-    at::Tensor grad_x, grad_koff, grad_off, grad_mask, grad_filter;
+    const bool follows = wanted[0] || wanted[1] || wanted[2] || wanted[3];
+    Gradients sums;
     if (wanted[0]) {
-      grad_x = at::zeros({s.batch, s.height, s.width, s.in_channels}, wide);
+      sums.input = at::zeros({s.batch, s.height, s.width, s.in_channels}, wide);
     }
-    if (wanted[1] || wanted[2] || wanted[3]) {
-      grad_koff = at::empty(koff.sizes(), wide);  // also where only others are wanted: one body makes all three
-      grad_off = wanted[2] ? at::empty(off.sizes(), wide) : at::Tensor();
-      grad_mask = wanted[3] ? at::empty(msk.sizes(), wide) : at::Tensor();
+    if (wanted[1]) {
+      sums.kernel_offset = at::empty(koff.sizes(), wide);
     }
-    const auto gradients = [&](const auto& p, const auto& columns, at::ArrayRef<at::Tensor> read) {
-      using Columns = std::decay_t<decltype(columns)>;
-      if (grad_koff.defined()) {
-        with_width<kWide>(read, [&](auto width) {
-          Launcher::run(
-              p.count * s.taps(),
-              OffsetGradients<T, A, decltype(width)::value, Columns>{
-                  p, columns, grad_koff.template mutable_data_ptr<A>(), data<A>(grad_off), data<A>(grad_mask)});
-        });
-      }
-      if (wanted[0]) {
-        input_gradient(p, columns, grad_x.template mutable_data_ptr<A>());
-      }
-    };
-
+    if (wanted[2]) {
+      sums.offset = at::empty(off.sizes(), wide);
+    }
+    if (wanted[3]) {
+      sums.mask = at::empty(msk.sizes(), wide);
+    }
+    at::Tensor grad_filter;
+    const int64_t step = chunk(/*buffers=*/follows && wanted[4] ? 2 : 1, sorts);
     if (s.depthwise()) {
-      const T* grad = rows.template const_data_ptr<T>();
-      if (wanted[0] || grad_koff.defined()) {
-        each_chunk(sorts, [&](const auto& p) {
-          gradients(p, DepthwiseColumnGradient<T, A>{p, filter.template const_data_ptr<T>(), grad}, {filter, rows});
+      for (int64_t first = 0; follows && first < total(); first += step) {
+        dispatch<kWide>(rows, [&](auto index, auto width) {
+          using I = decltype(index);
+          const KernelDepthwiseGradient<T, I> grad{
+              filter.template const_data_ptr<T>(), rows.template const_data_ptr<T>()};
+          gradients<decltype(width)::value>(device<I>(first, std::min(step, total() - first)), grad, sums);
         });
       }
       if (wanted[4]) {
@@ -613,30 +789,35 @@ class DeformKernelConv2dPipeline {
       if (wanted[4]) {
         grad_filter = at::zeros(filter.sizes(), wide);
       }
-      each_chunk(sorts, [&](const auto& p) {
-        const at::Tensor part = grad.narrow(1, p.first, p.count);  // [groups, count, O / groups]
-        if (wanted[0] || grad_koff.defined()) {
+      for (int64_t first = 0; (follows || wanted[4]) && first < total(); first += step) {
+        const int64_t count = std::min(step, total() - first);
+        const at::Tensor part = grad.narrow(1, first, count);  // [groups, count, O / groups]
+        if (follows) {
           const at::Tensor columns = at::bmm(part, filter);
-          gradients(p, ColumnGradient<T, A>{p, columns.template const_data_ptr<T>()}, {columns});
+          dispatch<kWide>(columns, [&](auto index, auto width) {
+            using I = decltype(index);
+            const KernelColumnGradient<T, I> grad_columns{columns.template const_data_ptr<T>()};
+            gradients<decltype(width)::value>(device<I>(first, count), grad_columns, sums);
+          });
         }
         if (wanted[4]) {
-          grad_filter += at::bmm(part.transpose(1, 2), scatter(p)).to(wide.dtype());
+          grad_filter += at::bmm(part.transpose(1, 2), scatter(first, count)).to(wide.dtype());
         }
-      });
+      }
     }
 
     DeformKernelConv2dGradients result = no_kernel_gradients(x);
     if (wanted[0]) {
-      std::get<0>(result) = grad_x.permute({0, 3, 1, 2}).to(x.scalar_type());
+      std::get<0>(result) = sums.input.permute({0, 3, 1, 2}).to(x.scalar_type());
     }
     if (wanted[1]) {
-      std::get<1>(result) = grad_koff;
+      std::get<1>(result) = sums.kernel_offset;
     }
     if (wanted[2]) {
-      std::get<2>(result) = grad_off;
+      std::get<2>(result) = sums.offset;
     }
     if (wanted[3]) {
-      std::get<3>(result) = grad_mask;
+      std::get<3>(result) = sums.mask;
     }
     if (wanted[4]) {
       std::get<4>(result) = at::empty(weight.sizes(), weight.options());
@@ -654,109 +835,114 @@ class DeformKernelConv2dPipeline {
   }
 
  private:
-  using Device = DeformKernelConv2dDevice<T, A>;
+  struct Gradients {
+    at::Tensor input, kernel_offset, offset, mask;
+  };
 
-  static constexpr int64_t kBufferBytes = 64 << 20;  // a bound on memory
   static constexpr int kWide = 16 / sizeof(T);
-  static constexpr int kTileWide = kWide < 4 ? kWide : 4;  // where a lane keeps a whole tile of cells
+  static constexpr int kTileWide = kWide < 4 ? kWide : 4;  // where a warp keeps a whole tile of cells
 
   int64_t total() const { return s.batch * s.positions(); }
+  int64_t segment() const { return std::gcd(s.kernel_offset_group_channels(), s.offset_group_channels()); }
+  int64_t segments() const { return s.in_channels / segment(); }
+  int64_t cell_tiles() const { return (s.cells() + kCellTile - 1) / kCellTile; }
 
-  template <typename V>
-  static V* data(const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.template mutable_data_ptr<V>() : nullptr;
+  static A* data(const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.template mutable_data_ptr<A>() : nullptr;
   }
 
-  Device device(int64_t first, int64_t count) const {
+  template <typename I>
+  DeformKernelConv2dDevice<T, A, I> device(int64_t first, int64_t count) const {
+    const auto i = [](int64_t value) { return static_cast<I>(value); };
     return {
-        s,
-        std::gcd(s.kernel_offset_group_channels(), s.offset_group_channels()),
+        s.as<I>(),
+        i(s.taps()),
+        i(s.positions()),
+        i(s.cells()),
+        i(s.group_in()),
+        i(s.offset_group_channels()),
+        i(s.kernel_offset_group_channels()),
+        i(segment()),
         x.template const_data_ptr<T>(),
         koff.template const_data_ptr<A>(),
         off.defined() ? off.template const_data_ptr<A>() : nullptr,
         msk.defined() ? msk.template const_data_ptr<A>() : nullptr,
-        first,
-        count};
+        i(first),
+        i(count)};
   }
 
-  // Calls body(device) for chunks of output positions: as many as have room in the columns, which a depthwise
-  // convolution has not, and, where they are sorted, among the contributions.
-  template <typename Body>
-  void each_chunk(bool sorts, const Body& body) const {
-    int64_t chunk = total();
-    if (!s.depthwise()) {
-      chunk = std::min(chunk, kBufferBytes / (s.cells() * s.in_channels * static_cast<int64_t>(sizeof(T))));
-    }
-    if (sorts) {
-      chunk = std::min(chunk, kContributions / (s.taps() * s.offset_groups * 4));
-    }
-    chunk = std::max<int64_t>(chunk, 1);
-    for (int64_t first = 0; first < total(); first += chunk) {
-      body(device(first, std::min(chunk, total() - first)));
-    }
+  // Output positions at a time: as many as have room in the columns, of which there may be several buffers, but none
+  // for a depthwise convolution, and, where they are sorted, among the contributions.
+  int64_t chunk(int64_t buffers, bool sorts) const {
+    const int64_t columns = s.depthwise() ? 0 : buffers * s.cells() * s.in_channels * static_cast<int64_t>(sizeof(T));
+    return chunk_of<Launcher>(total(), columns, buffers, sorts ? s.taps() * s.offset_groups * 4 : 0);
   }
 
-  // kWidth values at a time where the channels of a segment and of a weight group, and the tensors read, allow it.
+  // Calls body(I{}, width) with the types that fit the sizes, and `other`, which the body reads or writes.
   template <int kWidth, typename Body>
-  void with_width(at::ArrayRef<at::Tensor> tensors, const Body& body) const {
-    const auto aligned = [](const at::Tensor& tensor) {
-      return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (kWidth * sizeof(T)) == 0;
-    };
-    const bool fits = device(0, 0).segment % kWidth == 0 && (s.depthwise() || s.group_in() % kWidth == 0) &&
-                      aligned(x) && std::all_of(tensors.begin(), tensors.end(), aligned);
-    if (fits) {
-      body(std::integral_constant<int, kWidth>{});
-    } else {
-      body(std::integral_constant<int, 1>{});
-    }
+  void dispatch(const at::Tensor& other, const Body& body) const {
+    const int64_t items = total() * std::max(s.taps(), cell_tiles() * segments());
+    with_index<Launcher>(
+        {x, koff, off, msk, filter, other}, {s.reach(), items, s.batch * s.height * s.width * segments()},
+        [&](auto index) {
+          const int64_t group = s.depthwise() ? s.in_channels : s.group_in();
+          with_width<T, kWidth>({segment(), group}, {x, other, filter}, [&](auto width) { body(index, width); });
+        });
   }
 
   // [groups, count, cells * C / groups]
-  at::Tensor scatter(const Device& p) const {
-    at::Tensor columns = at::empty({s.groups, p.count, s.cells() * s.group_in()}, x.options());
-    with_width<kTileWide>({}, [&](auto width) {
+  at::Tensor scatter(int64_t first, int64_t count) const {
+    at::Tensor columns = at::empty({s.groups, count, s.cells() * s.group_in()}, x.options());
+    dispatch<kTileWide>(columns, [&](auto index, auto width) {
+      using I = decltype(index);
       Launcher::run(
-          p.count * p.cell_tiles() * p.segments(),
-          ScatterColumns<T, A, decltype(width)::value>{p, columns.template mutable_data_ptr<T>()});
+          count * cell_tiles() * segments(), ScatterColumns<T, A, I, decltype(width)::value>{
+                                                 device<I>(first, count), columns.template mutable_data_ptr<T>()});
     });
     return columns;
   }
 
-  // [cells, C]
-  at::Tensor depthwise_filter_gradient(const at::Tensor& grad_rows) const {
-    const auto p = device(0, total());
-    // Enough blocks to fill a device, as long as their sums stay small.
-    const int64_t most = kBufferBytes / (s.cells() * s.in_channels * static_cast<int64_t>(sizeof(A)));
-    const int64_t wanted = std::clamp<int64_t>(total() / 64, 1, std::clamp<int64_t>(most, 1, 256));
-    const int64_t block = std::max<int64_t>((total() + wanted - 1) / wanted, 1), blocks = (total() + block - 1) / block;
-    at::Tensor partial = at::empty({blocks, s.cells(), s.in_channels}, wide);
-    with_width<kTileWide>({grad_rows}, [&](auto width) {
-      const DepthwiseFilterGradient<T, A, decltype(width)::value> body{
-          p, grad_rows.template const_data_ptr<T>(), block, partial.template mutable_data_ptr<A>()};
-      Launcher::run(blocks * p.cell_tiles() * body.chunks(), body);
-    });
-    return partial.sum(0);
-  }
-
-  template <typename Columns>
-  void input_gradient(const Device& p, const Columns& columns, A* grad_input) const {
-    if (!off.defined()) {
+  template <int kWidth, typename I, typename Columns>
+  void gradients(const DeformKernelConv2dDevice<T, A, I>& p, const Columns& columns, const Gradients& sums) const {
+    const bool pulls = !off.defined(), sorts = at::globalContext().deterministicAlgorithms();
+    A* grad_input = data(sums.input);
+    if (grad_input && pulls) {
       const int64_t first_image = p.first / s.positions(), last_image = (p.first + p.count - 1) / s.positions();
       Launcher::run(
-          (last_image - first_image + 1) * s.height * s.width,
-          PullInputGradient<T, A, Columns>{p, columns, first_image, grad_input});
-      return;
+          (last_image - first_image + 1) * s.height * s.width * segments(),
+          PullInputGradient<T, A, I, kWidth, Columns>{p, columns, static_cast<I>(first_image), grad_input});
+    } else if (grad_input && sorts) {
+      const int64_t items = p.count * s.offset_groups;
+      const ContributionList list(items * s.taps() * 4, s.batch * s.offset_groups * s.height * s.width, wide);
+      Launcher::run(
+          items, ListTouched<T, A, I>{
+                     p, list.pixels.template mutable_data_ptr<int64_t>(), list.weights.template mutable_data_ptr<A>()});
+      gather<Launcher, A, kWidth>(list, TouchedContributions<T, A, I, Columns>{p, columns, grad_input});
     }
-    const int64_t items = p.count * s.taps();
-    if (!at::globalContext().deterministicAlgorithms()) {
-      Launcher::run(items, PushInputGradient<T, A, Columns>{p, columns, grad_input});
-      return;
+    const bool pushes = grad_input && !pulls && !sorts;
+    if (pushes || sums.kernel_offset.defined() || sums.offset.defined() || sums.mask.defined()) {
+      Launcher::run(
+          p.count, TapGradients<T, A, I, kWidth, Columns>{
+                       p, columns, rows_of<Launcher>(segment() / kWidth), pushes ? grad_input : nullptr,
+                       data(sums.kernel_offset), data(sums.offset), data(sums.mask)});
     }
-    at::Tensor keys = at::empty({items * s.offset_groups * 4}, x.options().dtype(at::kLong));
-    Launcher::run(items * s.offset_groups, TouchedPixels<T, A>{p, keys.mutable_data_ptr<int64_t>()});
-    gather<Launcher>(keys, p.pixels(), [&](const Contributions& from) {
-      return GatherInputGradients<T, A, Columns>{p, columns, from, grad_input};
+  }
+
+  // [cells, C]
+  at::Tensor depthwise_filter_gradient(const at::Tensor& grad_rows) const {
+    at::Tensor partial;
+    dispatch<kTileWide>(grad_rows, [&](auto index, auto width) {
+      using I = decltype(index);
+      KernelFilterGradient<T, A, I, decltype(width)::value> body{
+          device<I>(0, total()), grad_rows.template const_data_ptr<T>(), 0, nullptr};
+      const int64_t warps = cell_tiles() * body.slices();
+      const auto blocks = blocks_of<Launcher>(total(), warps, s.cells() * s.in_channels * sizeof(A));
+      body.block = static_cast<I>(blocks.size);
+      partial = at::empty({blocks.count, s.cells(), s.in_channels}, wide);
+      body.partial = partial.template mutable_data_ptr<A>();
+      Launcher::run(blocks.count * warps, body);
     });
+    return partial.sum(0);
   }
 
   DeformKernelConv2dSizes s;

@@ -4,7 +4,9 @@
 #if defined(__CUDACC__)
 #define DK_HOST_DEVICE __host__ __device__ __forceinline__
 #define DK_UNROLL _Pragma("unroll")
+#define DK_NO_UNROLL _Pragma("unroll 1")
 #else
 #define DK_HOST_DEVICE inline
 #define DK_UNROLL
+#define DK_NO_UNROLL
 #endif

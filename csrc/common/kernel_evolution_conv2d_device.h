@@ -12,65 +12,71 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "common/launch.h"
 #include "ops/kernel_evolution_conv2d.h"
 
 namespace dk {
 
-// What all bodies know. T is the data type, A the wider type of windows and sums.
-template <typename T, typename A>
+// What all bodies know. T is the data type, A the wider type of windows and sums, I the type of indices.
+template <typename T, typename A, typename I>
 struct KernelEvolutionConv2dDevice {
-  KernelEvolutionConv2dSizes s;
+  KernelEvolutionConv2dSizesOf<I> s;
   const T* input;   // [N, C, H, W]
   const A* origin;  // [C, K, 2]
   const A* window;  // [C, K, cells]
-  int64_t first;    // the chunk: output positions [first, first + count) of the N * P
-  int64_t count;
+  I first;          // the chunk: output positions [first, first + count) of the N * P
+  I count;
 
   // Number i = c * K + k of channel and location: the pixel under its first cell at output position (0, 0).
-  DK_HOST_DEVICE int64_t first_row(int64_t i) const {
+  DK_HOST_DEVICE I first_row(I i) const {
     return first_pixel(origin[2 * i], s.padding_h, s.out_h, s.stride_h, s.window_h, s.height);
   }
-  DK_HOST_DEVICE int64_t first_column(int64_t i) const {
+  DK_HOST_DEVICE I first_column(I i) const {
     return first_pixel(origin[2 * i + 1], s.padding_w, s.out_w, s.stride_w, s.window_w, s.width);
   }
 
-  DK_HOST_DEVICE const T* plane(int64_t n, int64_t c) const {
-    return input + (n * s.in_channels + c) * s.height * s.width;
-  }
+  // Number of a plane's first pixel.
+  DK_HOST_DEVICE I plane(I n, I c) const { return (n * s.in_channels + c) * s.height * s.width; }
 
   // Finds positions of the chunk in their images, with no 64-bit division for each.
   struct Finder {
-    int64_t image;
+    I image;
     uint32_t first, positions, width;
 
     struct Place {
-      int64_t n;
-      int oh, ow;
+      I n, oh, ow;
     };
 
-    DK_HOST_DEVICE Place operator()(int64_t t) const {
+    DK_HOST_DEVICE Place operator()(I t) const {
       const uint32_t all = first + static_cast<uint32_t>(t), n = all / positions, at = all - n * positions;
       const uint32_t oh = at / width;
-      return {image + n, static_cast<int>(oh), static_cast<int>(at - oh * width)};
+      return {image + static_cast<I>(n), static_cast<I>(oh), static_cast<I>(at - oh * width)};
     }
   };
 
   DK_HOST_DEVICE Finder finder() const {
-    const int64_t image = first / s.positions();
+    const I image = first / s.positions();
     return {
         image, static_cast<uint32_t>(first - image * s.positions()), static_cast<uint32_t>(s.positions()),
         static_cast<uint32_t>(s.out_w)};
   }
 };
 
-// columns [C * K, count] = what each location reads.
-template <typename T, typename A>
-struct SampleWindows {
-  static constexpr int64_t kRun = 256;  // positions of a work item
+// Whether 0 <= at < size.
+template <typename I>
+DK_HOST_DEVICE bool within(I at, I size) {
+  return static_cast<std::make_unsigned_t<I>>(at) < static_cast<std::make_unsigned_t<I>>(size);
+}
 
-  KernelEvolutionConv2dDevice<T, A> p;
+// columns [C * K, count] = what each location reads.
+template <typename T, typename A, typename I>
+struct SampleWindows {
+  static constexpr int kEach = 8;          // positions that a lane sums up at a time: they share a cell's weight
+  static constexpr int kRun = 32 * kEach;  // positions of a work item
+
+  KernelEvolutionConv2dDevice<T, A, I> p;
   T* columns;
 
   DK_HOST_DEVICE static int64_t runs(int64_t count) { return (count + kRun - 1) / kRun; }
@@ -78,68 +84,98 @@ struct SampleWindows {
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t index, const Lanes& lanes) const {
     const auto& s = p.s;
-    const int64_t i = index / runs(p.count), begin = index % runs(p.count) * kRun;
-    const int64_t end = begin + kRun < p.count ? begin + kRun : p.count;
-    const int64_t row = p.first_row(i), column = p.first_column(i), c = i / s.locations;
+    const I runs_ = static_cast<I>(runs(p.count)), i = static_cast<I>(index) / runs_;
+    const I start = (static_cast<I>(index) - i * runs_) * kRun, c = i / s.locations;
+    const I row = p.first_row(i), column = p.first_column(i);
     const A* weights = p.window + i * s.cells();
     const auto find = p.finder();
-    for (int64_t t = begin + lanes.index(); t < end; t += lanes.count()) {
-      const auto place = find(t);
-      const int64_t y = place.oh * s.stride_h + row, x = place.ow * s.stride_w + column;
-      const T* map = p.plane(place.n, c);
-      A sum = 0;
-      for (int64_t dy = y < 0 ? -y : 0; dy < s.window_h && y + dy < s.height; ++dy) {
-        for (int64_t dx = x < 0 ? -x : 0; dx < s.window_w && x + dx < s.width; ++dx) {
+    for (I begin = start; begin < start + kRun; begin += kEach * lanes.count()) {
+      I y[kEach], x[kEach], at[kEach];
+      A sum[kEach];
+      DK_UNROLL
+      for (int j = 0; j < kEach; ++j) {
+        const auto place = find(begin + lanes.index() + j * lanes.count());
+        y[j] = place.oh * s.stride_h + row;
+        x[j] = place.ow * s.stride_w + column;
+        at[j] = p.plane(place.n, c) + y[j] * s.width + x[j];
+        sum[j] = 0;
+        if (begin + lanes.index() + j * lanes.count() >= p.count) {
+          y[j] = s.height;  // off the map
+        }
+      }
+      DK_NO_UNROLL
+      for (I dy = 0; dy < s.window_h; ++dy) {
+        DK_NO_UNROLL
+        for (I dx = 0; dx < s.window_w; ++dx) {
           const A weight = weights[dy * s.window_w + dx];
-          if (weight != A(0)) {
-            sum += weight * static_cast<A>(map[(y + dy) * s.width + x + dx]);
+          if (weight == A(0)) {
+            continue;
+          }
+          DK_UNROLL
+          for (int j = 0; j < kEach; ++j) {
+            if (within(y[j] + dy, s.height) && within(x[j] + dx, s.width)) {
+              sum[j] += weight * static_cast<A>(p.input[at[j] + dy * s.width + dx]);
+            }
           }
         }
       }
-      columns[i * p.count + t] = static_cast<T>(sum);
+      DK_UNROLL
+      for (int j = 0; j < kEach; ++j) {
+        const I t = begin + lanes.index() + j * lanes.count();
+        if (t < p.count) {
+          columns[i * p.count + t] = static_cast<T>(sum[j]);
+        }
+      }
     }
   }
 };
 
-// Gradient of the windows: some neighbouring cells of a row belong to one warp, which adds up the chunk's positions.
-template <typename T, typename A>
+// Gradient of the windows: a tile of cells belongs to one warp, which adds up the chunk's positions.
+template <typename T, typename A, typename I>
 struct WindowGradient {
-  static constexpr int kCells = 5;  // a row of the window of radius 2
+  static constexpr int kSide = 5;  // of a tile: the window of radius 2
 
-  KernelEvolutionConv2dDevice<T, A> p;
+  KernelEvolutionConv2dDevice<T, A, I> p;
   const T* grad_columns;  // [C * K, count]
   A* grad_window;         // [C, K, cells], added to
 
-  DK_HOST_DEVICE static int64_t parts(int64_t width) { return (width + kCells - 1) / kCells; }
+  DK_HOST_DEVICE static I parts(I length) { return (length + kSide - 1) / kSide; }
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t index, const Lanes& lanes) const {
     const auto& s = p.s;
-    const int64_t part = index % parts(s.window_w) * kCells, rows = index / parts(s.window_w);
-    const int64_t i = rows / s.window_h, dy = rows % s.window_h, c = i / s.locations;
-    const int64_t row = p.first_row(i) + dy, column = p.first_column(i) + part;
+    const I across = parts(s.window_w), down = parts(s.window_h);
+    const I rest = static_cast<I>(index) / across, dx = (static_cast<I>(index) - rest * across) * kSide;
+    const I i = rest / down, dy = (rest - i * down) * kSide, c = i / s.locations;
+    const I row = p.first_row(i) + dy, column = p.first_column(i) + dx;
     const auto find = p.finder();
-    A sum[kCells] = {};
-    for (int64_t t = lanes.index(); t < p.count; t += lanes.count()) {
+    A sum[kSide][kSide] = {};
+    DK_NO_UNROLL
+    for (I t = lanes.index(); t < p.count; t += lanes.count()) {
       const auto place = find(t);
-      const int64_t y = place.oh * s.stride_h + row, x = place.ow * s.stride_w + column;
-      if (y < 0 || y >= s.height) {
-        continue;
-      }
+      const I y = place.oh * s.stride_h + row, x = place.ow * s.stride_w + column;
+      const I at = p.plane(place.n, c) + y * s.width + x;
       const A grad = static_cast<A>(grad_columns[i * p.count + t]);
-      const T* line = p.plane(place.n, c) + y * s.width;
       DK_UNROLL
-      for (int cell = 0; cell < kCells; ++cell) {
-        if (x + cell >= 0 && x + cell < s.width) {
-          sum[cell] += grad * static_cast<A>(line[x + cell]);
+      for (int j = 0; j < kSide; ++j) {
+        if (within(y + j, s.height)) {
+          DK_UNROLL
+          for (int k = 0; k < kSide; ++k) {
+            if (within(x + k, s.width)) {
+              sum[j][k] += grad * static_cast<A>(p.input[at + j * s.width + k]);
+            }
+          }
         }
       }
     }
     DK_UNROLL
-    for (int cell = 0; cell < kCells; ++cell) {
-      const A all = lanes.sum(sum[cell]);
-      if (lanes.index() == 0 && part + cell < s.window_w) {
-        grad_window[i * s.cells() + dy * s.window_w + part + cell] += all;
+    for (int j = 0; j < kSide; ++j) {
+      DK_UNROLL
+      for (int k = 0; k < kSide; ++k) {
+        const A all = lanes.sum(sum[j][k]);
+        if (lanes.index() == 0 && dy + j < s.window_h && dx + k < s.window_w) {
+          grad_window[i * s.cells() + (dy + j) * s.window_w + dx + k] += all;
+        }
       }
     }
   }
@@ -147,38 +183,43 @@ struct WindowGradient {
 
 // Gradient of the map: each pixel gathers from the windows that cover it at positions of the chunk. A work item is a
 // row of a channel, and its number counts from image `image` on.
-template <typename T, typename A>
+template <typename T, typename A, typename I>
 struct GatherMapGradient {
-  KernelEvolutionConv2dDevice<T, A> p;
+  KernelEvolutionConv2dDevice<T, A, I> p;
   const T* grad_columns;  // [C * K, count]
-  int64_t image;
+  I image;
   A* grad_input;  // [N, C, H, W], added to
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t index, const Lanes& lanes) const {
     const auto& s = p.s;
-    const int64_t y = index % s.height, c = index / s.height % s.in_channels;
-    const int64_t n = image + index / s.height / s.in_channels;
-    A* target = grad_input + ((n * s.in_channels + c) * s.height + y) * s.width;
-    for (int64_t x = lanes.index(); x < s.width; x += lanes.count()) {
+    const I rest = static_cast<I>(index) / s.height, y = static_cast<I>(index) - rest * s.height;
+    const I images = rest / s.in_channels, c = rest - images * s.in_channels, n = image + images;
+    A* target = grad_input + p.plane(n, c) + y * s.width;
+    const I begin = n * s.positions() - p.first;
+    for (I x = lanes.index(); x < s.width; x += lanes.count()) {
       A sum = 0;
-      for (int64_t k = 0; k < s.locations; ++k) {
-        const int64_t i = c * s.locations + k;
+      DK_NO_UNROLL
+      for (I k = 0; k < s.locations; ++k) {
+        const I i = c * s.locations + k;
         // Output position (oh, ow) has cell (dy, dx) on this pixel: oh * stride = down - dy, ow * stride = across - dx.
-        const int down = static_cast<int>(y - p.first_row(i)), across = static_cast<int>(x - p.first_column(i));
-        const int stride_h = static_cast<int>(s.stride_h), stride_w = static_cast<int>(s.stride_w);
+        const I down = y - p.first_row(i), across = x - p.first_column(i);
         const A* weights = p.window + i * s.cells();
-        for (int dy = 0; dy < s.window_h && dy <= down; ++dy) {
-          const int oh = (down - dy) / stride_h;
-          if (oh >= s.out_h || oh * stride_h != down - dy) {
+        DK_NO_UNROLL
+        for (I dy = 0; dy < s.window_h && dy <= down; ++dy) {
+          const I oh = s.stride_h == 1 ? down - dy : (down - dy) / s.stride_h;
+          if (oh >= s.out_h || oh * s.stride_h != down - dy) {
             continue;
           }
-          const int64_t line = n * s.positions() + oh * s.out_w - p.first;
-          for (int dx = 0; dx < s.window_w && dx <= across; ++dx) {
-            const int ow = (across - dx) / stride_w;
+          const I line = begin + oh * s.out_w;
+          DK_NO_UNROLL
+          for (I dx = 0; dx < s.window_w; ++dx) {
             const A weight = weights[dy * s.window_w + dx];
-            const int64_t t = line + ow;
-            if (ow < s.out_w && ow * stride_w == across - dx && t >= 0 && t < p.count && weight != A(0)) {
+            if (weight == A(0)) {
+              continue;
+            }
+            const I ow = s.stride_w == 1 ? across - dx : (across - dx) / s.stride_w, t = line + ow;
+            if (dx <= across && ow < s.out_w && ow * s.stride_w == across - dx && within(t, p.count)) {
               sum += weight * static_cast<A>(grad_columns[i * p.count + t]);
             }
           }
@@ -216,9 +257,10 @@ class KernelEvolutionConv2dPipeline {
 
   at::Tensor forward(const std::optional<at::Tensor>& bias) const {
     at::Tensor out = at::empty({s.groups, s.group_out(), total()}, x.options());
-    for (int64_t first = 0; first < total(); first += chunk()) {
-      const auto p = device(first);
-      out.narrow(2, first, p.count).copy_(at::bmm(filter, modulated(sample(p), p)));
+    const int64_t step = chunk(/*buffers=*/1);
+    for (int64_t first = 0; first < total(); first += step) {
+      const int64_t count = std::min(step, total() - first);
+      out.narrow(2, first, count).copy_(at::bmm(filter, modulated(sample(first, count), first, count)));
     }
     out = out.view({s.out_channels, s.batch, s.out_h, s.out_w}).transpose(0, 1);
     return bias ? out + bias->view({-1, 1, 1}) : out;
@@ -239,15 +281,16 @@ class KernelEvolutionConv2dPipeline {
     if (wanted[3]) {
       grad_filter = at::zeros(filter.sizes(), wide);
     }
-    for (int64_t first = 0; first < total(); first += chunk()) {
-      const auto p = device(first);
-      const at::Tensor part = grad.narrow(2, first, p.count);
+    const int64_t step = chunk(/*buffers=*/2);
+    for (int64_t first = 0; first < total(); first += step) {
+      const int64_t count = std::min(step, total() - first);
+      const at::Tensor part = grad.narrow(2, first, count);
       at::Tensor values, grad_columns;
       if (wanted[2] || wanted[3]) {
-        values = sample(p);
+        values = sample(first, count);
       }
       if (wanted[3]) {
-        grad_filter += at::bmm(part, modulated(values, p).transpose(1, 2)).to(wide.dtype());
+        grad_filter += at::bmm(part, modulated(values, first, count).transpose(1, 2)).to(wide.dtype());
       }
       if (!wanted[0] && !wanted[1] && !wanted[2]) {
         continue;
@@ -255,22 +298,27 @@ class KernelEvolutionConv2dPipeline {
       grad_columns = at::bmm(filter.transpose(1, 2), part);  // [groups, C / groups * K, count]
       if (wanted[2]) {
         const at::Tensor products = grad_columns.to(wide.dtype()) * values.to(wide.dtype());
-        at::Tensor target = grad_scores.narrow(1, first, p.count);
-        at::sum_out(target, products.view({s.in_channels, s.locations, p.count}), 0);
+        at::Tensor target = grad_scores.narrow(1, first, count);
+        at::sum_out(target, products.view({s.in_channels, s.locations, count}), 0);
       }
-      grad_columns = modulated(grad_columns, p);
+      grad_columns = modulated(grad_columns, first, count);
       const T* data = grad_columns.template const_data_ptr<T>();
-      if (wanted[1]) {
-        Launcher::run(
-            s.in_channels * s.locations * s.window_h * WindowGradient<T, A>::parts(s.window_w),
-            WindowGradient<T, A>{p, data, grad_cells.template mutable_data_ptr<A>()});
-      }
-      if (wanted[0]) {
-        const int64_t image = first / s.positions(), last = (first + p.count - 1) / s.positions();
-        Launcher::run(
-            (last - image + 1) * s.in_channels * s.height,
-            GatherMapGradient<T, A>{p, data, image, grad_x.template mutable_data_ptr<A>()});
-      }
+      dispatch(grad_columns, [&](auto index) {
+        using I = decltype(index);
+        const auto p = device<I>(first, count);
+        if (wanted[1]) {
+          using Body = WindowGradient<T, A, I>;
+          Launcher::run(
+              s.in_channels * s.locations * Body::parts(p.s.window_h) * Body::parts(p.s.window_w),
+              Body{p, data, grad_cells.template mutable_data_ptr<A>()});
+        }
+        if (wanted[0]) {
+          const int64_t image = first / s.positions(), last = (first + count - 1) / s.positions();
+          Launcher::run(
+              (last - image + 1) * s.in_channels * s.height,
+              GatherMapGradient<T, A, I>{p, data, static_cast<I>(image), grad_x.template mutable_data_ptr<A>()});
+        }
+      });
     }
 
     KernelEvolutionConv2dGradients result = no_gradients(x);
@@ -293,20 +341,33 @@ class KernelEvolutionConv2dPipeline {
   }
 
  private:
-  static constexpr int64_t kColumnBytes = 64 << 20;  // fits the second-level cache of large GPUs, and any memory
-
   int64_t total() const { return s.batch * s.positions(); }
   int64_t rows() const { return s.group_in() * s.locations; }
 
-  int64_t chunk() const {
-    const int64_t bytes = s.locations * s.in_channels * static_cast<int64_t>(sizeof(T));
-    return std::clamp<int64_t>(kColumnBytes / bytes, 1, std::max<int64_t>(total(), 1));
+  // Output positions at a time, of whose columns there are `buffers`, and under attention as many products with it.
+  int64_t chunk(int64_t buffers) const {
+    buffers *= scores.defined() ? 2 : 1;
+    const int64_t bytes = buffers * s.locations * s.in_channels * static_cast<int64_t>(sizeof(T));
+    return chunk_of<Launcher>(total(), bytes, buffers, /*listed=*/0);
   }
 
-  KernelEvolutionConv2dDevice<T, A> device(int64_t first) const {
+  template <typename I>
+  KernelEvolutionConv2dDevice<T, A, I> device(int64_t first, int64_t count) const {
     return {
-        s,     x.template const_data_ptr<T>(),    from.template const_data_ptr<A>(), cells.template const_data_ptr<A>(),
-        first, std::min(chunk(), total() - first)};
+        s.as<I>(),
+        x.template const_data_ptr<T>(),
+        from.template const_data_ptr<A>(),
+        cells.template const_data_ptr<A>(),
+        static_cast<I>(first),
+        static_cast<I>(count)};
+  }
+
+  // Calls body(I{}) with the type that fits the sizes and the columns.
+  template <typename Body>
+  void dispatch(const at::Tensor& columns, const Body& body) const {
+    // Lanes ask for positions beyond the last.
+    const int64_t items = s.in_channels * s.locations * (s.cells() + SampleWindows<T, A, int64_t>::runs(total()));
+    with_index<Launcher>({x, cells, columns}, {(2 * s.reach() + s.cells()) * s.width, total() + 256, items}, body);
   }
 
   // [K, N * P]
@@ -315,21 +376,24 @@ class KernelEvolutionConv2dPipeline {
   }
 
   // [groups, C / groups * K, count]
-  at::Tensor sample(const KernelEvolutionConv2dDevice<T, A>& p) const {
-    at::Tensor columns = at::empty({s.groups, rows(), p.count}, x.options());
-    Launcher::run(
-        s.in_channels * s.locations * SampleWindows<T, A>::runs(p.count),
-        SampleWindows<T, A>{p, columns.template mutable_data_ptr<T>()});
+  at::Tensor sample(int64_t first, int64_t count) const {
+    at::Tensor columns = at::empty({s.groups, rows(), count}, x.options());
+    dispatch(columns, [&](auto index) {
+      using Body = SampleWindows<T, A, decltype(index)>;
+      Launcher::run(
+          s.in_channels * s.locations * Body::runs(count),
+          Body{device<decltype(index)>(first, count), columns.template mutable_data_ptr<T>()});
+    });
     return columns;
   }
 
   // Columns times the attention of their location.
-  at::Tensor modulated(const at::Tensor& columns, const KernelEvolutionConv2dDevice<T, A>& p) const {
+  at::Tensor modulated(const at::Tensor& columns, int64_t first, int64_t count) const {
     if (!scores.defined()) {
       return columns;
     }
-    const at::Tensor by_channel = columns.view({s.in_channels, s.locations, p.count});
-    return (by_channel * scores.narrow(1, p.first, p.count)).to(x.scalar_type()).view_as(columns);
+    const at::Tensor by_channel = columns.view({s.in_channels, s.locations, count});
+    return (by_channel * scores.narrow(1, first, count)).to(x.scalar_type()).view_as(columns);
   }
 
   KernelEvolutionConv2dSizes s;

@@ -1,8 +1,10 @@
 // Deformable RoI pooling for devices, in either geometry: bodies of the kernels and the order they run in, written over
 // a launcher (launch.h).
 //
-// A work item is a (RoI, bin, class): the lanes of a warp read neighbouring channels of the same samples, so positions
-// are computed once per warp, and the gradients of a part's offset and mask are sums within a warp.
+// A work item is a (RoI, bin, class): the lanes of a warp read neighbouring channels of the same pixels. Weights of
+// rows and columns are independent of each other, so those of all samples on a row or a column of pixels are added up
+// first, in memory that the warp shares, and each pixel is visited once. The gradients of a part's offset and mask are
+// sums within a warp.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -22,27 +24,50 @@
 
 namespace dk {
 
-// What all bodies know. T is the data type, A the wider type of positions and sums.
-template <typename Rule, typename T, typename A>
+// The rows, or the columns, that samples lie on.
+template <typename A, typename I>
+struct RoiLines {
+  static constexpr int kSamples = 8;  // along an axis at a time
+
+  I pixel[2 * kSamples];
+  A weight[2 * kSamples], slope[2 * kSamples];  // summed over the samples; the slope is the weight's by the position
+  int count;
+
+  DK_HOST_DEVICE void add(I at, A by, A by_slope) {
+    // Neighbouring samples share their pixels, in whichever direction they go.
+    const int same = count > 0 && pixel[count - 1] == at   ? count - 1
+                     : count > 1 && pixel[count - 2] == at ? count - 2
+                                                           : count;
+    weight[same] = by + (same < count ? weight[same] : A(0));
+    slope[same] = by_slope + (same < count ? slope[same] : A(0));
+    pixel[same] = at;
+    count += same == count;
+  }
+};
+
+// What all bodies know. T is the data type, A the wider type of positions and sums, I the type of indices.
+template <typename Rule, typename T, typename A, typename I>
 struct RoiPoolDevice {
-  RoiBins<Rule, A> rois;
+  RoiBins<Rule, A, I> rois;
   const T* input;  // [N, cells, H, W, C], C the number of output channels; null if it is not read
 
-  DK_HOST_DEVICE const RoiPoolSizes& sizes() const { return rois.s; }
+  struct Shared {
+    RoiLines<A, I> rows, columns;
+  };
 
-  DK_HOST_DEVICE int64_t items() const { return sizes().rois * sizes().bins() * sizes().classes; }
+  DK_HOST_DEVICE const RoiPoolSizesOf<I>& sizes() const { return rois.s; }
 
   struct Item {
-    int64_t row;  // of an output [n * bins, C]
-    int64_t cls;
-    int64_t first, last;  // channels of the class
-    int64_t plane;        // first pixel of the (image, cell), in pixels
-    Bin<A> bin;
+    I row;  // of an output [n * bins, C]
+    I cls;
+    I first, last;  // channels of the class
+    I plane;        // first pixel of the (image, cell), in pixels
+    Bin<A, I> bin;
     A scale;  // what a sample contributes to the bin
   };
 
-  DK_HOST_DEVICE Item item(int64_t roi, int64_t ph, int64_t pw, int64_t cls) const {
-    const RoiPoolSizes& s = sizes();
+  DK_HOST_DEVICE Item item(I roi, I ph, I pw, I cls) const {
+    const auto& s = sizes();
     Item it;
     it.row = (roi * s.pooled_h + ph) * s.pooled_w + pw;
     it.cls = cls;
@@ -55,83 +80,110 @@ struct RoiPoolDevice {
   }
 
   // Classes are fastest: their channels are neighbours.
-  DK_HOST_DEVICE Item item(int64_t index) const {
-    const RoiPoolSizes& s = sizes();
-    const int64_t row = index / s.classes;
-    return item(row / s.bins(), row / s.pooled_w % s.pooled_h, row % s.pooled_w, index % s.classes);
+  DK_HOST_DEVICE Item item(I index) const {
+    const auto& s = sizes();
+    const I row = index / s.classes, roi = row / s.bins(), bin = row - roi * s.bins(), ph = bin / s.pooled_w;
+    return item(roi, ph, bin - ph * s.pooled_w, index - row * s.classes);
   }
 
-  // Calls body(y, x, corners) for every sample of the bin that lies on the map.
-  template <typename Body>
-  DK_HOST_DEVICE void each_sample(const Bin<A>& bin, const Body& body) const {
-    const int64_t height = sizes().height, width = sizes().width;
-    for (int64_t iy = bin.y.first; iy < bin.y.last; ++iy) {
-      const A at_y = Rule::position(bin.y, iy);
-      if (!Rule::sees(at_y, height)) {
-        continue;
-      }
-      const ClampedAxis<A> y = clamp_to_map(at_y, height);
-      for (int64_t ix = bin.x.first; ix < bin.x.last; ++ix) {
-        const A at_x = Rule::position(bin.x, ix);
-        if (Rule::sees(at_x, width)) {
-          const ClampedAxis<A> x = clamp_to_map(at_x, width);
-          body(y, x, clamped_corners(y, x, width));
+  // Calls body(shared) for the rows and columns of some of the bin's samples, until it has seen all of them.
+  template <typename Lanes, typename Body>
+  DK_HOST_DEVICE void each_lines(const Bin<A, I>& bin, const Lanes& lanes, const Body& body) const {
+    constexpr int kSamples = RoiLines<A, I>::kSamples;
+    auto& shared = lanes.template shared<Shared>();
+    for (int64_t y = bin.y.first; y < bin.y.last; y += kSamples) {
+      for (int64_t x = bin.x.first; x < bin.x.last; x += kSamples) {
+        lanes.sync();
+        for (int axis = lanes.index(); axis < 2; axis += lanes.count()) {
+          if (axis == 0) {
+            find(bin.y, y, sizes().height, shared.rows);
+          } else {
+            find(bin.x, x, sizes().width, shared.columns);
+          }
         }
+        lanes.sync();
+        body(shared);
+      }
+    }
+  }
+
+ private:
+  DK_HOST_DEVICE static void find(const BinAxis<A>& axis, int64_t first, I length, RoiLines<A, I>& lines) {
+    lines.count = 0;
+    const int64_t end = first + RoiLines<A, I>::kSamples, last = end < axis.last ? end : axis.last;
+    DK_NO_UNROLL
+    for (int64_t sample = first; sample < last; ++sample) {
+      const A position = Rule::position(axis, sample);
+      if (Rule::sees(position, length)) {
+        const ClampedAxis<A, I> at = clamp_to_map(position, length);
+        const A slope = at.moves ? A(1) : A(0);
+        lines.add(at.low, 1 - at.fraction, -slope);
+        lines.add(at.high, at.fraction, slope);
       }
     }
   }
 };
 
-template <typename Rule, typename T, typename A, int kWidth>
+template <typename Rule, typename T, typename A, typename I, int kWidth>
 struct PoolBins {
-  RoiPoolDevice<Rule, T, A> p;
+  using Device = RoiPoolDevice<Rule, T, A, I>;
+  using Shared = typename Device::Shared;
+
+  Device p;
   T* output;  // [n, bins, C]
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t index, const Lanes& lanes) const {
-    const int64_t channels = p.sizes().channels;
-    const auto it = p.item(index);
-    for (int64_t c = it.first + lanes.index() * kWidth; c < it.last; c += lanes.count() * kWidth) {
-      const T* pixels = p.input + it.plane * channels + c;
+    const I channels = p.sizes().channels, width = p.sizes().width;
+    const auto it = p.item(static_cast<I>(index));
+    for (I base = it.first; base < it.last; base += lanes.count() * kWidth) {
+      const I c = base + lanes.index() * kWidth;
       A sum[kWidth];
+      DK_UNROLL
       for (int i = 0; i < kWidth; ++i) {
         // An invalid RoI gets here only where its values could not be checked: it must not pass for a result.
         sum[i] = it.bin.valid ? A(0) : std::numeric_limits<A>::quiet_NaN();
       }
-      p.each_sample(it.bin, [&](const ClampedAxis<A>&, const ClampedAxis<A>&, const Corners<A>& corners) {
-        for (int k = 0; k < 4; ++k) {
-          const auto value = Vector<T, kWidth>::load(pixels + corners.index[k] * channels);
-          const A weight = corners.weight[k] * it.scale;
-          for (int i = 0; i < kWidth; ++i) {
-            sum[i] += weight * static_cast<A>(value.value[i]);
+      p.each_lines(it.bin, lanes, [&](const Shared& lines) {
+        for (int row = 0; c < it.last && row < lines.rows.count; ++row) {
+          const I line = (it.plane + lines.rows.pixel[row] * width) * channels + c;
+          const A weight = lines.rows.weight[row] * it.scale;
+          for (int column = 0; column < lines.columns.count; ++column) {
+            const auto value = Vector<T, kWidth>::load(p.input + line + lines.columns.pixel[column] * channels);
+            const A factor = weight * lines.columns.weight[column];
+            DK_UNROLL
+            for (int i = 0; i < kWidth; ++i) {
+              sum[i] += factor * static_cast<A>(value.value[i]);
+            }
           }
         }
       });
-      Vector<T, kWidth> out;
-      for (int i = 0; i < kWidth; ++i) {
-        out.value[i] = static_cast<T>(sum[i]);
+      if (c < it.last) {
+        store_narrow<kWidth>(sum, output + it.row * channels + c);
       }
-      out.store(output + it.row * channels + c);
     }
   }
 };
 
 // Gradients of offset and mask. A work item is a (RoI, class, part): its warp adds up the bins, samples and channels.
-template <typename Rule, typename T, typename A, int kWidth>
+template <typename Rule, typename T, typename A, typename I, int kWidth>
 struct PartGradient {
-  RoiPoolDevice<Rule, T, A> p;
+  using Device = RoiPoolDevice<Rule, T, A, I>;
+  using Shared = typename Device::Shared;
+
+  Device p;
   const T* grad_output;  // [n, bins, C]
   A* grad_offset;        // [n, classes, 2, parts] or null
   A* grad_mask;          // [n, classes, parts] or null
 
   template <typename Lanes>
-  DK_HOST_DEVICE void operator()(int64_t index, const Lanes& lanes) const {
-    const RoiPoolSizes& s = p.sizes();
-    const int64_t roi = index / s.parts() / s.classes, cls = index / s.parts() % s.classes;
-    const int64_t i = index / s.part_w % s.part_h, j = index % s.part_w;
+  DK_HOST_DEVICE void operator()(int64_t number, const Lanes& lanes) const {
+    const auto& s = p.sizes();
+    const I index = static_cast<I>(number), both = index / s.parts(), part = index - both * s.parts();
+    const I roi = both / s.classes, cls = both - roi * s.classes, i = part / s.part_w, j = part - i * s.part_w;
     A by_y = 0, by_x = 0, by_mask = 0;
-    for (int64_t ph = first_bin(i, s.part_h, s.pooled_h); ph < first_bin(i + 1, s.part_h, s.pooled_h); ++ph) {
-      for (int64_t pw = first_bin(j, s.part_w, s.pooled_w); pw < first_bin(j + 1, s.part_w, s.pooled_w); ++pw) {
+    for (I ph = first_bin(i, s.part_h, s.pooled_h); ph < first_bin(i + 1, s.part_h, s.pooled_h); ++ph) {
+      for (I pw = first_bin(j, s.part_w, s.pooled_w); pw < first_bin(j + 1, s.part_w, s.pooled_w); ++pw) {
         add_bin(p.item(roi, ph, pw, cls), lanes, by_y, by_x, by_mask);
       }
     }
@@ -152,25 +204,29 @@ struct PartGradient {
 
   template <typename Item, typename Lanes>
   DK_HOST_DEVICE void add_bin(const Item& it, const Lanes& lanes, A& by_y, A& by_x, A& by_mask) const {
-    const int64_t channels = p.sizes().channels;
-    const T* pixels = p.input + it.plane * channels;
-    const T* grad_row = grad_output + it.row * channels;
+    const I channels = p.sizes().channels, width = p.sizes().width;
     A slope_y = 0, slope_x = 0, sum = 0;
-    p.each_sample(it.bin, [&](const ClampedAxis<A>& y, const ClampedAxis<A>& x, const Corners<A>& corners) {
-      A dot[4] = {};
-      for (int64_t c = it.first + lanes.index() * kWidth; c < it.last; c += lanes.count() * kWidth) {
-        const auto grad = Vector<T, kWidth>::load(grad_row + c);
-        for (int k = 0; k < 4; ++k) {
-          const auto value = Vector<T, kWidth>::load(pixels + corners.index[k] * channels + c);
-          for (int i = 0; i < kWidth; ++i) {
-            dot[k] += static_cast<A>(grad.value[i]) * static_cast<A>(value.value[i]);
+    p.each_lines(it.bin, lanes, [&](const Shared& lines) {
+      for (I c = it.first + lanes.index() * kWidth; c < it.last; c += lanes.count() * kWidth) {
+        A grad[kWidth];
+        widen(Vector<T, kWidth>::load(grad_output + it.row * channels + c), grad);
+        for (int row = 0; row < lines.rows.count; ++row) {
+          const I line = (it.plane + lines.rows.pixel[row] * width) * channels + c;
+          A weighted = 0, sloped = 0;
+          for (int column = 0; column < lines.columns.count; ++column) {
+            const auto value = Vector<T, kWidth>::load(p.input + line + lines.columns.pixel[column] * channels);
+            A dot = 0;
+            DK_UNROLL
+            for (int k = 0; k < kWidth; ++k) {
+              dot += grad[k] * static_cast<A>(value.value[k]);
+            }
+            weighted += lines.columns.weight[column] * dot;
+            sloped += lines.columns.slope[column] * dot;
           }
+          slope_y += lines.rows.slope[row] * weighted;
+          slope_x += lines.rows.weight[row] * sloped;
+          sum += lines.rows.weight[row] * weighted;
         }
-      }
-      slope_y += y.moves ? bilinear_grad_y(corners, dot) : A(0);
-      slope_x += x.moves ? bilinear_grad_x(corners, dot) : A(0);
-      for (int k = 0; k < 4; ++k) {
-        sum += corners.weight[k] * dot[k];
       }
     });
     if (it.bin.valid) {
@@ -181,53 +237,68 @@ struct PartGradient {
   }
 };
 
-// Gradient of the input, scattered with atomics: fast, the order of the sums is left to chance.
-template <typename Rule, typename T, typename A>
+// Gradient of the input, scattered with atomics: fast, the order of the sums is left to chance. kWidth channels a lane
+// allow atomics on as many, if the GPU has them.
+template <typename Rule, typename T, typename A, typename I, int kWidth>
 struct ScatterRoiGradient {
-  RoiPoolDevice<Rule, T, A> p;
+  using Device = RoiPoolDevice<Rule, T, A, I>;
+  using Shared = typename Device::Shared;
+
+  Device p;
   const T* grad_output;  // [n, bins, C]
   A* grad_input;         // [N, cells, H, W, C]
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t index, const Lanes& lanes) const {
-    const int64_t channels = p.sizes().channels;
-    const auto it = p.item(index);
-    const T* grad_row = grad_output + it.row * channels;
-    A* pixels = grad_input + it.plane * channels;
-    p.each_sample(it.bin, [&](const ClampedAxis<A>&, const ClampedAxis<A>&, const Corners<A>& corners) {
-      for (int64_t c = it.first + lanes.index(); c < it.last; c += lanes.count()) {
-        const A grad = static_cast<A>(grad_row[c]) * it.scale;
-        for (int k = 0; k < 4; ++k) {
-          add_atomically(pixels + corners.index[k] * channels + c, corners.weight[k] * grad);
+    constexpr int kAtOnce = atomic_width<A, kWidth>();
+    const I channels = p.sizes().channels, width = p.sizes().width;
+    const auto it = p.item(static_cast<I>(index));
+    p.each_lines(it.bin, lanes, [&](const Shared& lines) {
+      for (I c = it.first + lanes.index() * kAtOnce; c < it.last; c += lanes.count() * kAtOnce) {
+        A grad[kAtOnce];
+        widen(Vector<T, kAtOnce>::load(grad_output + it.row * channels + c), grad);
+        for (int row = 0; row < lines.rows.count; ++row) {
+          A* line = grad_input + (it.plane + lines.rows.pixel[row] * width) * channels + c;
+          const A weight = lines.rows.weight[row] * it.scale;
+          for (int column = 0; column < lines.columns.count; ++column) {
+            add_atomically<kAtOnce>(
+                line + lines.columns.pixel[column] * channels, weight * lines.columns.weight[column], grad);
+          }
         }
       }
     });
   }
 };
 
-// The deterministic way to the same gradient, in three bodies. First, the number of contributions each item makes.
-template <typename Rule, typename T, typename A>
+// The deterministic way to the same gradient. First, the number of contributions each item makes.
+template <typename Rule, typename T, typename A, typename I>
 struct CountContributions {
-  RoiPoolDevice<Rule, T, A> p;
+  using Device = RoiPoolDevice<Rule, T, A, I>;
+  using Shared = typename Device::Shared;
+
+  Device p;
   int64_t* counts;  // [items]
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t index, const Lanes& lanes) const {
-    if (lanes.index() != 0) {
-      return;
-    }
     int64_t count = 0;
-    p.each_sample(
-        p.item(index).bin, [&](const ClampedAxis<A>&, const ClampedAxis<A>&, const Corners<A>&) { count += 4; });
-    counts[index] = count;
+    p.each_lines(p.item(static_cast<I>(index)).bin, lanes, [&](const Shared& lines) {
+      count += lines.rows.count * lines.columns.count;
+    });
+    if (lanes.index() == 0) {
+      counts[index] = count;
+    }
   }
 };
 
 // Second, for every contribution of items [first, ...) the pixel it goes to, numbered within (image, cell, class)
 // planes, the item it comes from and its weight. No item lists more than it counted, even if rounding would differ.
-template <typename Rule, typename T, typename A>
+template <typename Rule, typename T, typename A, typename I>
 struct ListContributions {
-  RoiPoolDevice<Rule, T, A> p;
+  using Device = RoiPoolDevice<Rule, T, A, I>;
+  using Shared = typename Device::Shared;
+
+  Device p;
   int64_t first;
   const int64_t* ends;    // [items]: where each item's contributions end, counted from those of the first item of all
   const int64_t* counts;  // [items]
@@ -237,52 +308,48 @@ struct ListContributions {
 
   template <typename Lanes>
   DK_HOST_DEVICE void operator()(int64_t local, const Lanes& lanes) const {
-    if (lanes.index() != 0) {
-      return;
-    }
-    const RoiPoolSizes& s = p.sizes();
-    const int64_t index = first + local, map = s.height * s.width;
-    const auto it = p.item(index);
-    const int64_t plane = it.plane * s.classes + it.cls * map;
+    const auto& s = p.sizes();
+    const int64_t index = first + local, map = static_cast<int64_t>(s.height) * s.width;
+    const auto it = p.item(static_cast<I>(index));
+    const int64_t plane = static_cast<int64_t>(it.plane) * s.classes + it.cls * map;
     int64_t at = ends[index] - counts[index] - (ends[first] - counts[first]);
     const int64_t end = at + counts[index];
-    p.each_sample(it.bin, [&](const ClampedAxis<A>&, const ClampedAxis<A>&, const Corners<A>& corners) {
-      for (int k = 0; k < 4 && at < end; ++k, ++at) {
-        pixels[at] = plane + corners.index[k];
-        items[at] = index;
-        weights[at] = corners.weight[k] * it.scale;
+    p.each_lines(it.bin, lanes, [&](const Shared& lines) {
+      const int columns = lines.columns.count, count = lines.rows.count * columns;
+      for (int one = lanes.index(); one < count && at + one < end; one += lanes.count()) {
+        const int row = one / columns, column = one - row * columns;
+        pixels[at + one] = plane + lines.rows.pixel[row] * s.width + lines.columns.pixel[column];
+        items[at + one] = index;
+        weights[at + one] = lines.rows.weight[row] * it.scale * lines.columns.weight[column];
       }
+      at += count;
     });
   }
 };
 
 // Third, each pixel gathers its contributions.
-template <typename T, typename A>
-struct GatherRoiGradient {
-  RoiPoolSizes s;
+template <typename T, typename A, typename I>
+struct RoiContributions {
+  RoiPoolSizesOf<I> s;
+  I class_channels;
   const T* grad_output;  // [n, bins, C]
   const int64_t* items;
-  const A* weights;
-  Contributions from;
   A* grad_input;  // [N, cells, H, W, C]
 
-  template <typename Lanes>
-  DK_HOST_DEVICE void operator()(int64_t at, const Lanes& lanes) const {
-    if (!from.begins(at)) {
-      return;
-    }
-    const int64_t pixel = from.pixels[at];
-    const int64_t map = s.height * s.width, plane = pixel / map / s.classes, cls = pixel / map % s.classes;
-    const int64_t first = cls * s.class_channels(), last = first + s.class_channels();
-    A* row = grad_input + (plane * map + pixel % map) * s.channels;
-    for (; from.continues(at, pixel); ++at) {
-      const int64_t i = from.order[at];
-      const A weight = weights[i];
-      const T* grad_row = grad_output + items[i] / s.classes * s.channels;
-      for (int64_t c = first + lanes.index(); c < last; c += lanes.count()) {
-        row[c] += weight * static_cast<A>(grad_row[c]);
-      }
-    }
+  DK_HOST_DEVICE Target<A> target(int64_t pixel) const {
+    const I map = s.height * s.width, both = static_cast<I>(pixel) / map, plane = both / s.classes;
+    const I cls = both - plane * s.classes, place = static_cast<I>(pixel) - both * map;
+    return {grad_input + (plane * map + place) * s.channels + cls * class_channels, class_channels};
+  }
+
+  DK_HOST_DEVICE const T* row(int64_t number) const {
+    const I item = static_cast<I>(items[number]), bin = item / s.classes;
+    return grad_output + bin * s.channels + (item - bin * s.classes) * class_channels;
+  }
+
+  template <int kWidth>
+  DK_HOST_DEVICE void load(const T* row, int64_t c, A (&value)[kWidth]) const {
+    widen(Vector<T, kWidth>::load(row + c), value);
   }
 };
 
@@ -305,16 +372,15 @@ class RoiPoolPipeline {
         x(reads_input ? channels_innermost(input) : at::Tensor()),
         boxes(rois.to(wide.dtype()).contiguous()),
         off(offset ? offset->to(wide.dtype()).contiguous() : at::Tensor()),
-        msk(mask ? mask->to(wide.dtype()).contiguous() : at::Tensor()),
-        p{{s, boxes.template const_data_ptr<A>(), off.defined() ? off.template const_data_ptr<A>() : nullptr,
-           msk.defined() ? msk.template const_data_ptr<A>() : nullptr},
-          x.defined() ? x.template const_data_ptr<T>() : nullptr} {}
+        msk(mask ? mask->to(wide.dtype()).contiguous() : at::Tensor()) {}
 
   at::Tensor forward(const char* name) const {
     check_roi_values<Launcher, A>(name, boxes, s);
     at::Tensor out = at::empty({s.rois, s.pooled_h, s.pooled_w, s.channels}, narrow);
-    with_width(out, [&](auto width) {
-      Launcher::run(p.items(), PoolBins<Rule, T, A, decltype(width)::value>{p, out.template mutable_data_ptr<T>()});
+    dispatch(out, [&](auto index, auto width) {
+      using I = decltype(index);
+      Launcher::run(
+          items(), PoolBins<Rule, T, A, I, decltype(width)::value>{device<I>(), out.template mutable_data_ptr<T>()});
     });
     return out.permute({0, 3, 1, 2});  // [n, C, pooled_h, pooled_w]
   }
@@ -326,17 +392,18 @@ class RoiPoolPipeline {
     RoiPoolGradients result = no_roi_pool_gradients(narrow);
     if (wanted[0]) {
       at::Tensor sum = at::zeros({s.batch, s.cells(), s.height, s.width, s.channels}, wide);
-      input_gradient(name, grad_data, sum.template mutable_data_ptr<A>());
+      input_gradient(name, grad, sum.template mutable_data_ptr<A>());
       std::get<0>(result) = sum.permute({0, 4, 1, 2, 3}).to(narrow.dtype());
     }
     if (wanted[1] || wanted[2]) {
       const int64_t parts = s.rois * s.classes * s.parts();
       const at::Tensor by_offset = wanted[1] ? at::empty(off.sizes(), wide) : at::Tensor();
       const at::Tensor by_mask = wanted[2] ? at::empty(msk.sizes(), wide) : at::Tensor();
-      with_width(grad, [&](auto width) {
+      dispatch(grad, [&](auto index, auto width) {
+        using I = decltype(index);
         Launcher::run(
-            parts, PartGradient<Rule, T, A, decltype(width)::value>{
-                       p, grad_data, wanted[1] ? by_offset.template mutable_data_ptr<A>() : nullptr,
+            parts, PartGradient<Rule, T, A, I, decltype(width)::value>{
+                       device<I>(), grad_data, wanted[1] ? by_offset.template mutable_data_ptr<A>() : nullptr,
                        wanted[2] ? by_mask.template mutable_data_ptr<A>() : nullptr});
       });
       if (wanted[1]) {
@@ -350,62 +417,82 @@ class RoiPoolPipeline {
   }
 
  private:
+  int64_t items() const { return s.rois * s.bins() * s.classes; }
+
   at::Tensor channels_innermost(const at::Tensor& input) const {
     return input.reshape({s.batch, s.channels, s.cells(), s.height, s.width}).permute({0, 2, 3, 4, 1}).contiguous();
   }
 
-  // Sixteen bytes at a time where the channels allow it.
-  template <typename Body>
-  void with_width(const at::Tensor& other, const Body& body) const {
-    constexpr int kWide = 16 / sizeof(T);
-    const auto aligned = [](const at::Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; };
-    if (s.class_channels() % kWide == 0 && aligned(x) && aligned(other)) {
-      body(std::integral_constant<int, kWide>{});
-    } else {
-      body(std::integral_constant<int, 1>{});
-    }
+  template <typename I>
+  RoiPoolDevice<Rule, T, A, I> device() const {
+    return {
+        {s.as<I>(), boxes.template const_data_ptr<A>(), off.defined() ? off.template const_data_ptr<A>() : nullptr,
+         msk.defined() ? msk.template const_data_ptr<A>() : nullptr},
+        x.defined() ? x.template const_data_ptr<T>() : nullptr};
   }
 
-  void input_gradient(const char* name, const T* grad_output, A* grad_input) const {
-    if (!at::globalContext().deterministicAlgorithms()) {
-      Launcher::run(p.items(), ScatterRoiGradient<Rule, T, A>{p, grad_output, grad_input});
-      return;
-    }
+  // Calls body(I{}, width) with the types that fit the sizes, and `other`, which the body reads or writes.
+  template <typename Body>
+  void dispatch(const at::Tensor& other, const Body& body) const {
+    const int64_t map = s.batch * s.cells() * s.height * s.width;
+    const int64_t numbers =
+        std::max(s.pooled_h * std::max(s.group, s.part_h), s.pooled_w * std::max(s.group, s.part_w));
+    with_index<Launcher>(
+        {x, boxes, off, msk, other},
+        {map * s.channels, map * s.classes, items(), s.rois * s.classes * s.parts(), numbers + s.samples},
+        [&](auto index) { with_width<T>({s.class_channels()}, {x, other}, [&](auto width) { body(index, width); }); });
+  }
+
+  void input_gradient(const char* name, const at::Tensor& grad, A* grad_input) const {
+    const T* grad_output = grad.template const_data_ptr<T>();
+    const bool sorts = at::globalContext().deterministicAlgorithms();
     TORCH_CHECK(
-        Launcher::may_wait(), name,
+        !sorts || Launcher::may_wait(), name,
         ": the deterministic gradient of the input cannot be recorded in a CUDA graph, as the size of its workspace "
         "depends on the RoIs; record it without torch.use_deterministic_algorithms(True)");
+    dispatch(grad, [&](auto index, auto width) {
+      using I = decltype(index);
+      constexpr int kWidth = decltype(width)::value;
+      if (sorts) {
+        gather_gradient<I, kWidth>(grad_output, grad_input);
+      } else {
+        Launcher::run(items(), ScatterRoiGradient<Rule, T, A, I, kWidth>{device<I>(), grad_output, grad_input});
+      }
+    });
+  }
+
+  template <typename I, int kWidth>
+  void gather_gradient(const T* grad_output, A* grad_input) const {
+    const auto p = device<I>();
     const auto integers = narrow.dtype(at::kLong);
-    const at::Tensor counts = at::empty({p.items()}, integers);
-    Launcher::run(p.items(), CountContributions<Rule, T, A>{p, counts.mutable_data_ptr<int64_t>()});
+    const at::Tensor counts = at::empty({items()}, integers);
+    Launcher::run(items(), CountContributions<Rule, T, A, I>{p, counts.mutable_data_ptr<int64_t>()});
     const at::Tensor ends = counts.cumsum(0);
     const at::Tensor host_counts = counts.cpu();
     const int64_t* count = host_counts.const_data_ptr<int64_t>();
-    const int64_t pixel_numbers = s.batch * s.cells() * s.classes * s.height * s.width;
-    for (int64_t first = 0, last = 0; first < p.items(); first = last) {
+    for (int64_t first = 0, last = 0; first < items(); first = last) {
       // As many items as fit, one at least.
       int64_t total = 0;
       do {
         total += count[last++];
-      } while (last < p.items() && total + count[last] <= kContributions);
-      const at::Tensor pixels = at::full({total}, pixel_numbers, integers), items = at::empty({total}, integers);
-      const at::Tensor weights = at::empty({total}, wide);
+      } while (last < items() && total + count[last] <= Launcher::limits.contributions);
+      const ContributionList list(total, s.batch * s.cells() * s.classes * s.height * s.width, wide);
+      const at::Tensor from = at::empty({total}, integers);
       Launcher::run(
-          last - first, ListContributions<Rule, T, A>{
+          last - first, ListContributions<Rule, T, A, I>{
                             p, first, ends.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>(),
-                            pixels.mutable_data_ptr<int64_t>(), items.mutable_data_ptr<int64_t>(),
-                            weights.template mutable_data_ptr<A>()});
-      gather<Launcher>(pixels, pixel_numbers, [&](const Contributions& from) {
-        return GatherRoiGradient<T, A>{
-            s, grad_output, items.const_data_ptr<int64_t>(), weights.template const_data_ptr<A>(), from, grad_input};
-      });
+                            list.pixels.template mutable_data_ptr<int64_t>(), from.mutable_data_ptr<int64_t>(),
+                            list.weights.template mutable_data_ptr<A>()});
+      gather<Launcher, A, kWidth>(
+          list,
+          RoiContributions<T, A, I>{
+              s.as<I>(), static_cast<I>(s.class_channels()), grad_output, from.const_data_ptr<int64_t>(), grad_input});
     }
   }
 
   RoiPoolSizes s;
   at::TensorOptions narrow, wide;
   at::Tensor x, boxes, off, msk;
-  RoiPoolDevice<Rule, T, A> p;
 };
 
 // Dispatch on the data type and the caller's memory format and dtypes, for arguments that have been checked.

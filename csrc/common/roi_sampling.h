@@ -50,14 +50,14 @@ struct AlignedBins {
     return axis.origin + (static_cast<A>(sample) + A(0.5)) * axis.length / axis.grid;
   }
 
-  template <typename A>
-  static DK_HOST_DEVICE bool sees(A position, int64_t length) {
+  template <typename A, typename I>
+  static DK_HOST_DEVICE bool sees(A position, I length) {
     return position >= A(-1) && position <= static_cast<A>(length);
   }
 
-  template <typename A>
+  template <typename A, typename I>
   static DK_HOST_DEVICE BinAxis<A> axis(
-      A low, A high, A offset, int64_t bin, int64_t bins, int64_t map_length, const RoiPoolSizes& s) {
+      A low, A high, A offset, I bin, I bins, I map_length, const RoiPoolSizesOf<I>& s) {
     const A scale = static_cast<A>(s.spatial_scale);
     const A start = rounded_product(low, scale) - A(0.5), extent = rounded_product(high, scale) - A(0.5) - start;
     BinAxis<A> axis;
@@ -73,7 +73,7 @@ struct AlignedBins {
     axis.count = axis.grid;
     // An adaptive grid of two samples or more has them more than half a pixel apart, so at most this many lie on the
     // map. The others are skipped, not visited: work and time are bounded by the map however large the RoI.
-    const int64_t on_map = 2 * map_length + 8;
+    const int64_t on_map = 2 * static_cast<int64_t>(map_length) + 8;
     if (s.samples > 0 || axis.grid <= static_cast<A>(on_map)) {
       axis.last = static_cast<int64_t>(axis.grid);
       return axis;
@@ -96,14 +96,14 @@ struct RoundedBins {
     return axis.origin + static_cast<A>(sample) * (axis.length / axis.grid);
   }
 
-  template <typename A>
-  static DK_HOST_DEVICE bool sees(A position, int64_t length) {
+  template <typename A, typename I>
+  static DK_HOST_DEVICE bool sees(A position, I length) {
     return position >= A(-0.5) && position <= static_cast<A>(length) - A(0.5);
   }
 
-  template <typename A>
+  template <typename A, typename I>
   static DK_HOST_DEVICE BinAxis<A> axis(
-      A low, A high, A offset, int64_t bin, int64_t bins, int64_t map_length, const RoiPoolSizes& s) {
+      A low, A high, A offset, I bin, I bins, I map_length, const RoiPoolSizesOf<I>& s) {
     const A scale = static_cast<A>(s.spatial_scale);
     const A start = std::round(low) * scale - A(0.5), full = (std::round(high) + A(1)) * scale - A(0.5) - start;
     const A extent = full > A(0.1) ? full : A(0.1);
@@ -114,8 +114,8 @@ struct RoundedBins {
     axis.grid = static_cast<A>(s.samples);
     axis.first = 0;
     axis.last = s.samples;
-    int64_t seen = 0;
-    for (int64_t i = 0; i < s.samples; ++i) {
+    I seen = 0;
+    for (I i = 0; i < s.samples; ++i) {
       seen += sees(position(axis, i), map_length);
     }
     axis.count = static_cast<A>(seen > 0 ? seen : 1);
@@ -124,50 +124,48 @@ struct RoundedBins {
 };
 
 // Whether a RoI names an image that there is.
-template <typename A>
-DK_HOST_DEVICE bool names_image(const A* roi, const RoiPoolSizes& s) {
+template <typename A, typename I>
+DK_HOST_DEVICE bool names_image(const A* roi, const RoiPoolSizesOf<I>& s) {
   return roi[0] >= 0 && roi[0] < static_cast<A>(s.batch) && roi[0] == std::floor(roi[0]);
 }
 
 // Whether it does, and both of its sides can be told in numbers of type A.
-template <typename A>
-DK_HOST_DEVICE bool is_valid_roi(const A* roi, const RoiPoolSizes& s) {
+template <typename A, typename I>
+DK_HOST_DEVICE bool is_valid_roi(const A* roi, const RoiPoolSizesOf<I>& s) {
   const A scale = static_cast<A>(s.spatial_scale);
   const A w = (roi[3] + 1) * scale - roi[1] * scale, h = (roi[4] + 1) * scale - roi[2] * scale;
   return names_image(roi, s) && w - w == 0 && h - h == 0;  // neither infinite nor NaN
 }
 
-template <typename A>
+template <typename A, typename I = int64_t>
 struct Bin {
-  int64_t image;
-  int64_t cell;  // of the map's channels
-  int64_t part;  // number of its value in mask; in offset there are two planes of parts
+  I image;
+  I cell;  // of the map's channels
+  I part;  // number of its value in mask; in offset there are two planes of parts
   BinAxis<A> y, x;
   A mask;
   bool valid;  // if not, the bin has no samples
 };
 
 // What all kernels know about the RoIs. A is the type of positions and sums.
-template <typename Rule, typename A>
+template <typename Rule, typename A, typename I = int64_t>
 struct RoiBins {
-  RoiPoolSizes s;
+  RoiPoolSizesOf<I> s;
   const A* rois;    // [n, 5]
   const A* offset;  // [n, classes, 2, part_h, part_w] or null; x before y
   const A* mask;    // [n, classes, part_h, part_w] or null
 
   // Start of the two values of a part in offset: x, and y `s.parts()` later.
-  DK_HOST_DEVICE int64_t offset_index(int64_t part) const {
-    return part / s.parts() * 2 * s.parts() + part % s.parts();
-  }
+  DK_HOST_DEVICE I offset_index(I part) const { return part / s.parts() * 2 * s.parts() + part % s.parts(); }
 
-  DK_HOST_DEVICE Bin<A> bin(int64_t roi, int64_t cls, int64_t ph, int64_t pw) const {
+  DK_HOST_DEVICE Bin<A, I> bin(I roi, I cls, I ph, I pw) const {
     const A* box = rois + roi * 5;
-    Bin<A> b{};
+    Bin<A, I> b{};
     b.valid = is_valid_roi(box, s);
     if (!b.valid) {
       return b;
     }
-    b.image = static_cast<int64_t>(box[0]);
+    b.image = static_cast<I>(box[0]);
     b.cell = s.cell(ph, pw);
     b.part = (roi * s.classes + cls) * s.parts() + s.part(ph, pw);
     const A* shift = offset ? offset + offset_index(b.part) : nullptr;

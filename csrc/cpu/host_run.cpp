@@ -49,6 +49,9 @@ TORCH_LIBRARY_FRAGMENT(dk_detection, m) {
       dk::HostLauncher::late = 0;
     }
   });
+  m.def("_host_run_limits", [](int64_t column_bytes, int64_t contributions, int64_t elements) {
+    dk::HostLauncher::limits = {column_bytes, contributions, elements};
+  });
 #ifdef DK_HAS_LOCK_STEP
   m.def("_lock_step_sum", &dk::lock_step_sum);
 #endif

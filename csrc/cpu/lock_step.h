@@ -1,5 +1,5 @@
 // Runs a device's body on the host as a GPU would: 32 lanes a warp, which stride over the channels, add up in a
-// butterfly and have to arrive at every sum together. Slow, for tests. Each lane is a fiber of its own.
+// butterfly and have to arrive at every sum and every sync together. Slow, for tests. Each lane is a fiber of its own.
 #pragma once
 
 #if defined(__linux__)
@@ -20,7 +20,7 @@ class LockStepWarp {
  public:
   static constexpr int kLanes = 32;
 
-  // Calls lane(number) for all lanes, interleaved at their sums.
+  // Calls lane(number) for all lanes, interleaved where they meet.
   template <typename Lane>
   void run(const Lane& lane) {
     call_ = [](LockStepWarp& warp, int number) { (*static_cast<const Lane*>(warp.lane_))(number); };
@@ -63,36 +63,66 @@ class LockStepWarp {
 
   template <typename T>
   T sum(int number, T value) {
-    static_assert(sizeof(T) <= sizeof(double));
-    Fiber& fiber = fibers_[number];
-    // Two sets of values in turn: lanes that have gone on to the next sum must not disturb those that still read.
-    const int turn = fiber.sums++ % 2;
-    fiber.size = sizeof(T);
-    std::memcpy(&fiber.value[turn], &value, sizeof(T));
-    swapcontext(&fiber.context, &caller_);
-    T values[kLanes];
-    for (int other = 0; other < kLanes; ++other) {
-      std::memcpy(&values[other], &fibers_[other].value[turn], sizeof(T));
+    T values[kLanes][1];
+    meet(number, &value, values);
+    add(values, kLanes);
+    return values[number][0];
+  }
+
+  template <typename T>
+  void sums(int number, const T own[4], int run, T* target) {
+    T values[kLanes][4];
+    meet(number, own, values);
+    add(values, run);
+    if (target && number % run == 0) {
+      std::memcpy(target, values[number], sizeof(values[number]));
     }
-    for (int step = kLanes / 2; step > 0; step /= 2) {  // as __shfl_xor_sync in launcher.cuh
-      T next[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        next[lane] = values[lane] + values[lane ^ step];
-      }
-      std::memcpy(values, next, sizeof(values));
-    }
-    return values[number];
+  }
+
+  void sync(int number) {
+    const char nothing = 0;
+    char all[kLanes][1];
+    meet(number, &nothing, all);
   }
 
  private:
   static constexpr size_t kStack = 256 << 10;
+
+  // Waits for all lanes, then reads the values of all.
+  template <typename T, int kCount>
+  void meet(int number, const T* own, T (&values)[kLanes][kCount]) {
+    static_assert(sizeof(values[0]) <= sizeof(Fiber::value[0]));
+    Fiber& fiber = fibers_[number];
+    // Two sets of values in turn: lanes that have gone on to the next meeting must not disturb those that still read.
+    const int turn = fiber.sums++ % 2;
+    fiber.size = sizeof(values[0]);
+    std::memcpy(fiber.value[turn], own, sizeof(values[0]));
+    swapcontext(&fiber.context, &caller_);
+    for (int other = 0; other < kLanes; ++other) {
+      std::memcpy(values[other], fibers_[other].value[turn], sizeof(values[0]));
+    }
+  }
+
+  // The sums over runs of lanes, in the order of launcher.cuh.
+  template <typename T, int kCount>
+  static void add(T (&values)[kLanes][kCount], int run) {
+    for (int step = run / 2; step > 0; step /= 2) {
+      T next[kLanes][kCount];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int k = 0; k < kCount; ++k) {
+          next[lane][k] = values[lane][k] + values[lane ^ step][k];
+        }
+      }
+      std::memcpy(values, next, sizeof(values));
+    }
+  }
 
   struct Fiber {
     ucontext_t context;
     bool done;
     int64_t item, sums;
     size_t size;
-    double value[2];
+    double value[2][4];
   };
 
   static void enter(unsigned low, unsigned high, int number) {
@@ -111,6 +141,7 @@ class LockStepWarp {
 struct LockStepLanes {
   LockStepWarp& warp;
   int number;
+  void* memory;
 
   int index() const { return number; }
   int count() const { return LockStepWarp::kLanes; }
@@ -118,18 +149,31 @@ struct LockStepLanes {
   T sum(T value) const {
     return warp.sum(number, value);
   }
+  template <typename T>
+  void sums(const T values[4], int run, T* target) const {
+    warp.sums(number, values, run, target);
+  }
+  void sync() const { warp.sync(number); }
+  template <typename Shared>
+  Shared& shared() const {
+    return *static_cast<Shared*>(memory);
+  }
 };
 
 struct LockStepLauncher : HostLauncher {
+  static constexpr int kLanes = LockStepWarp::kLanes;
+
   template <typename Body>
   static void run(int64_t items, const Body& body) {
     constexpr int64_t kWarps = 3;  // so that items are strided over as in a grid
     LockStepWarp warp;
+    typename SharedOf<Body>::type shared;
+    std::memset(static_cast<void*>(&shared), 0xff, sizeof(shared));
     for (int64_t first = 0; first < std::min(kWarps, items); ++first) {
       warp.run([&](int number) {
         for (int64_t item = first; item < items; item += kWarps) {
           warp.begin(number, item);
-          body(item, LockStepLanes{warp, number});
+          body(item, LockStepLanes{warp, number, &shared});
         }
       });
     }

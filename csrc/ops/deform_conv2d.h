@@ -11,18 +11,38 @@
 
 namespace dk {
 
-struct DeformConv2dSizes {
-  int64_t batch, in_channels, height, width;
-  int64_t out_channels, kernel_h, kernel_w, out_h, out_w;
-  int64_t groups, offset_groups;
-  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+// I is the type of indices. Where tensors are small enough, a GPU computes with 32 bits.
+template <typename I>
+struct DeformConv2dSizesOf {
+  I batch, in_channels, height, width;
+  I out_channels, kernel_h, kernel_w, out_h, out_w;
+  I groups, offset_groups;
+  I stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
 
-  DK_HOST_DEVICE int64_t taps() const { return kernel_h * kernel_w; }
-  DK_HOST_DEVICE int64_t positions() const { return out_h * out_w; }
-  DK_HOST_DEVICE int64_t group_in() const { return in_channels / groups; }
-  DK_HOST_DEVICE int64_t group_out() const { return out_channels / groups; }
-  DK_HOST_DEVICE int64_t offset_group_channels() const { return in_channels / offset_groups; }
+  DK_HOST_DEVICE I taps() const { return kernel_h * kernel_w; }
+  DK_HOST_DEVICE I positions() const { return out_h * out_w; }
+  DK_HOST_DEVICE I group_in() const { return in_channels / groups; }
+  DK_HOST_DEVICE I group_out() const { return out_channels / groups; }
+  DK_HOST_DEVICE I offset_group_channels() const { return in_channels / offset_groups; }
+  DK_HOST_DEVICE bool depthwise() const { return group_in() == 1 && group_out() == 1; }
+
+  // Larger than any coordinate that a tap at rest has.
+  int64_t reach() const {
+    const int64_t down = out_h * stride_h + padding_h + kernel_h * dilation_h + height;
+    const int64_t across = out_w * stride_w + padding_w + kernel_w * dilation_w + width;
+    return down > across ? down : across;
+  }
+
+  template <typename J>
+  DeformConv2dSizesOf<J> as() const {
+    const auto j = [](I value) { return static_cast<J>(value); };
+    return {j(batch),    j(in_channels), j(height),    j(width),      j(out_channels),  j(kernel_h),
+            j(kernel_w), j(out_h),       j(out_w),     j(groups),     j(offset_groups), j(stride_h),
+            j(stride_w), j(padding_h),   j(padding_w), j(dilation_h), j(dilation_w)};
+  }
 };
+
+using DeformConv2dSizes = DeformConv2dSizesOf<int64_t>;
 
 // Checks and sizes of any convolution, operator `name`: all but offset_groups. `weight` has 4 dimensions and is not
 // empty.
@@ -73,10 +93,12 @@ inline DeformConv2dGradients no_gradients(const at::Tensor& like) {
 }
 
 // Where one tap looks when nothing deforms it: output position (oh, ow), tap (i, j).
-DK_HOST_DEVICE int64_t rest_y(const DeformConv2dSizes& s, int64_t oh, int64_t i) {
+template <typename I>
+DK_HOST_DEVICE I rest_y(const DeformConv2dSizesOf<I>& s, I oh, I i) {
   return oh * s.stride_h - s.padding_h + i * s.dilation_h;
 }
-DK_HOST_DEVICE int64_t rest_x(const DeformConv2dSizes& s, int64_t ow, int64_t j) {
+template <typename I>
+DK_HOST_DEVICE I rest_x(const DeformConv2dSizesOf<I>& s, I ow, I j) {
   return ow * s.stride_w - s.padding_w + j * s.dilation_w;
 }
 

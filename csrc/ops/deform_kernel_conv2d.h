@@ -8,14 +8,23 @@ namespace dk {
 
 // Of what it inherits, kernel_h and kernel_w are the taps of an output position, and offset_groups is 1 where neither
 // offset nor mask is given.
-struct DeformKernelConv2dSizes : DeformConv2dSizes {
-  int64_t scope_h, scope_w, kernel_offset_groups;
+template <typename I>
+struct DeformKernelConv2dSizesOf : DeformConv2dSizesOf<I> {
+  I scope_h, scope_w, kernel_offset_groups;
   bool clip;
 
-  DK_HOST_DEVICE int64_t cells() const { return scope_h * scope_w; }
-  DK_HOST_DEVICE int64_t kernel_offset_group_channels() const { return in_channels / kernel_offset_groups; }
-  DK_HOST_DEVICE bool depthwise() const { return group_in() == 1 && group_out() == 1; }
+  DK_HOST_DEVICE I cells() const { return scope_h * scope_w; }
+  DK_HOST_DEVICE I kernel_offset_group_channels() const { return this->in_channels / kernel_offset_groups; }
+
+  template <typename J>
+  DeformKernelConv2dSizesOf<J> as() const {
+    return {
+        DeformConv2dSizesOf<I>::template as<J>(), static_cast<J>(scope_h), static_cast<J>(scope_w),
+        static_cast<J>(kernel_offset_groups), clip};
+  }
 };
+
+using DeformKernelConv2dSizes = DeformKernelConv2dSizesOf<int64_t>;
 
 // Checks everything a kernel relies on (shapes, dtypes, devices) and returns the sizes. Raises ValueError or TypeError.
 // The kernel size is not that of `weight`; kernel_offset, [N, kernel_offset_groups, kH, kW, 2, outH, outW], tells it.
@@ -52,8 +61,8 @@ inline DeformKernelConv2dGradients no_kernel_gradients(const at::Tensor& like) {
 
 // The scope's cells that one tap takes its value from, given its kernel offset. At rest the grid of taps lies in the
 // middle of the scope, one cell apart.
-template <typename T>
-DK_HOST_DEVICE ClippedCorners<T> scope_corners(const DeformKernelConv2dSizes& s, int64_t tap, T dy, T dx) {
+template <typename T, typename I>
+DK_HOST_DEVICE ClippedCorners<T, I> scope_corners(const DeformKernelConv2dSizesOf<I>& s, I tap, T dy, T dx) {
   const T y = static_cast<T>(s.scope_h - s.kernel_h) / 2 + static_cast<T>(tap / s.kernel_w) + dy;
   const T x = static_cast<T>(s.scope_w - s.kernel_w) / 2 + static_cast<T>(tap % s.kernel_w) + dx;
   if (s.clip) {
@@ -64,10 +73,10 @@ DK_HOST_DEVICE ClippedCorners<T> scope_corners(const DeformKernelConv2dSizes& s,
 
 // The pixels that one tap of output position (oh, ow) reads, given its data offset; without one it is a single pixel,
 // and its neighbours are not touched, not even to be multiplied by zero.
-template <typename T>
-DK_HOST_DEVICE Corners<T> data_corners(
-    const DeformKernelConv2dSizes& s, int64_t oh, int64_t ow, int64_t tap, const T* dy, const T* dx) {
-  const int64_t row = rest_y(s, oh, tap / s.kernel_w), column = rest_x(s, ow, tap % s.kernel_w);
+template <typename T, typename I>
+DK_HOST_DEVICE Corners<T, I> data_corners(
+    const DeformKernelConv2dSizesOf<I>& s, I oh, I ow, I tap, const T* dy, const T* dx) {
+  const I row = rest_y(s, oh, tap / s.kernel_w), column = rest_x(s, ow, tap % s.kernel_w);
   if (dy) {
     return bilinear_corners(static_cast<T>(row) + *dy, static_cast<T>(column) + *dx, s.height, s.width);
   }

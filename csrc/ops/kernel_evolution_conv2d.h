@@ -9,11 +9,21 @@
 
 namespace dk {
 
-struct KernelEvolutionConv2dSizes : DeformConv2dSizes {
-  int64_t locations, window_h, window_w;
+template <typename I>
+struct KernelEvolutionConv2dSizesOf : DeformConv2dSizesOf<I> {
+  I locations, window_h, window_w;
 
-  DK_HOST_DEVICE int64_t cells() const { return window_h * window_w; }
+  DK_HOST_DEVICE I cells() const { return window_h * window_w; }
+
+  template <typename J>
+  KernelEvolutionConv2dSizesOf<J> as() const {
+    return {
+        DeformConv2dSizesOf<I>::template as<J>(), static_cast<J>(locations), static_cast<J>(window_h),
+        static_cast<J>(window_w)};
+  }
 };
+
+using KernelEvolutionConv2dSizes = KernelEvolutionConv2dSizesOf<int64_t>;
 
 // Checks everything a kernel relies on (shapes, dtypes, devices) and returns the sizes. Raises ValueError or TypeError.
 KernelEvolutionConv2dSizes check_kernel_evolution_conv2d(
@@ -41,15 +51,14 @@ using KernelEvolutionConv2dGradients = DeformConv2dGradients;
 
 // The pixel that the first cell of a window lies on at output position 0, along one axis, kept where it is all the
 // same: just off the map, on either side, at every output position. What is not finite stays on the map.
-template <typename T>
-DK_HOST_DEVICE int64_t
-first_pixel(T origin, int64_t padding, int64_t out_size, int64_t stride, int64_t window, int64_t size) {
-  const int64_t low = -(out_size - 1) * stride - window, high = size;
+template <typename T, typename I>
+DK_HOST_DEVICE I first_pixel(T origin, I padding, I out_size, I stride, I window, I size) {
+  const I low = -(out_size - 1) * stride - window, high = size;
   const T pixel = origin - static_cast<T>(padding);
   if (!(pixel - pixel == T(0))) {
     return 0;
   }
-  return pixel <= static_cast<T>(low) ? low : pixel >= static_cast<T>(high) ? high : static_cast<int64_t>(pixel);
+  return pixel <= static_cast<T>(low) ? low : pixel >= static_cast<T>(high) ? high : static_cast<I>(pixel);
 }
 
 }  // namespace dk

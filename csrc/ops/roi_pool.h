@@ -12,32 +12,40 @@
 
 namespace dk {
 
-struct RoiPoolSizes {
-  int64_t batch, in_channels, height, width;   // the input
-  int64_t rois, channels, pooled_h, pooled_w;  // the output
+// I is the type of indices. Where tensors are small enough, a GPU computes with 32 bits.
+template <typename I>
+struct RoiPoolSizesOf {
+  I batch, in_channels, height, width;   // the input
+  I rois, channels, pooled_h, pooled_w;  // the output
   // Bins are dealt out to group x group cells: output channel c of cell (i, j) reads input channel (c * group + i) *
   // group + j.
-  int64_t group;
+  I group;
   // Offset and mask: each of `classes` runs of consecutive output channels has part_h x part_w parts, which bins are
   // dealt out to.
-  int64_t classes, part_h, part_w;
-  int64_t samples;  // along each axis of a bin; 0 or less: one for each pixel it covers
+  I classes, part_h, part_w;
+  I samples;  // along each axis of a bin; 0 or less: one for each pixel it covers
   double spatial_scale, gamma;
 
-  DK_HOST_DEVICE int64_t bins() const { return pooled_h * pooled_w; }
-  DK_HOST_DEVICE int64_t cells() const { return group * group; }
-  DK_HOST_DEVICE int64_t parts() const { return part_h * part_w; }
-  DK_HOST_DEVICE int64_t class_channels() const { return channels / classes; }
-  DK_HOST_DEVICE int64_t cell(int64_t ph, int64_t pw) const {
-    return ph * group / pooled_h * group + pw * group / pooled_w;
-  }
-  DK_HOST_DEVICE int64_t part(int64_t ph, int64_t pw) const {
-    return ph * part_h / pooled_h * part_w + pw * part_w / pooled_w;
+  DK_HOST_DEVICE I bins() const { return pooled_h * pooled_w; }
+  DK_HOST_DEVICE I cells() const { return group * group; }
+  DK_HOST_DEVICE I parts() const { return part_h * part_w; }
+  DK_HOST_DEVICE I class_channels() const { return channels / classes; }
+  DK_HOST_DEVICE I cell(I ph, I pw) const { return ph * group / pooled_h * group + pw * group / pooled_w; }
+  DK_HOST_DEVICE I part(I ph, I pw) const { return ph * part_h / pooled_h * part_w + pw * part_w / pooled_w; }
+
+  template <typename J>
+  RoiPoolSizesOf<J> as() const {
+    const auto j = [](I value) { return static_cast<J>(value); };
+    return {j(batch), j(in_channels), j(height), j(width),  j(rois),    j(channels),   j(pooled_h), j(pooled_w),
+            j(group), j(classes),     j(part_h), j(part_w), j(samples), spatial_scale, gamma};
   }
 };
 
+using RoiPoolSizes = RoiPoolSizesOf<int64_t>;
+
 // Bins are dealt out evenly: bin b of `bins` belongs to part b * parts / bins, rounded down. The first bin of a part:
-DK_HOST_DEVICE int64_t first_bin(int64_t part, int64_t parts, int64_t bins) {
+template <typename I>
+DK_HOST_DEVICE I first_bin(I part, I parts, I bins) {
   return (part * bins + parts - 1) / parts;
 }
 

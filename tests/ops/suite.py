@@ -73,6 +73,16 @@ def find_wrong_rois(device: str) -> None:
         )
 
 
+@contextmanager
+def host_limits(*, column_bytes=32 << 20, contributions=4 << 20, elements=2**31 - 1):
+    """Other bounds for the device bodies on the host: for chunks of small tensors, and for indices of 64 bits."""
+    torch.ops.dk_detection._host_run_limits(column_bytes, contributions, elements)
+    try:
+        yield
+    finally:
+        torch.ops.dk_detection._host_run_limits(32 << 20, 4 << 20, 2**31 - 1)
+
+
 def gradcheck(function, tensors, **options) -> bool:
     """torch's, with the slack that sums by atomics need on a GPU: their order is left to chance."""
     return torch.autograd.gradcheck(function, tensors, nondet_tol=1e-10 if tensors[0].is_cuda else 0.0, **options)
@@ -154,6 +164,20 @@ class OperatorSuite:
             assert name == "output" or got.dtype == tensors[name].dtype
             error = (got.double() - wanted).abs().max() / wanted.abs().max()
             assert error < 4 * eps, f"{name}: relative error {error:.2e} with {dtype}"
+
+    @pytest.mark.parametrize("name", HOST_BACKENDS)
+    @pytest.mark.parametrize("deterministic", (False, True))
+    def test_chunks_and_wide_indices(self, case, name, deterministic):
+        # Few positions and contributions at a time, and indices of 64 bits: the same numbers as in one piece.
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            with backend(name, self.name), host_limits(column_bytes=3000, contributions=500, elements=0):
+                output, gradients = self.gradients(self.function, self.tensors(case), case)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        expected, expected_gradients = self.gradients(self.reference, self.tensors(case), case)
+        torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-9)
 
     def test_gradcheck(self, case, device):
         tensors = self.tensors(case, device)

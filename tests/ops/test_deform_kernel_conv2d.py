@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dk_detection import reference
 from dk_detection.ops import deform_conv2d, deform_kernel_conv2d, resample_kernel
 from dk_detection.ops.flops import MULTIPLY_ADDS
-from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, backend, gradcheck
+from tests.ops.suite import BACKENDS, Case, ConvolutionSuite, away_from_kinks, backend, gradcheck, in_lock_step
 
 
 def kernel_offsets(batch, groups, kernel, scope, out_size=()):
@@ -113,6 +113,7 @@ def tensors_of(case, device, requires_grad=True):
     return {name: t.to(device).requires_grad_(requires_grad) for name, t in case.tensors.items()}
 
 
+@in_lock_step
 @pytest.mark.parametrize("case", MORE_CASES, ids=lambda case: case.name)
 def test_equals_reference(case, device):
     tensors = tensors_of(case, device)
@@ -127,6 +128,29 @@ def test_equals_reference(case, device):
         strict=True,
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@in_lock_step
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("groups", (1, 272))
+def test_half_types_at_full_width(device, dtype, groups):
+    # Eight channels a load, more of them than the lanes of a warp take at once.
+    case = make_case(
+        "wide", channels=272, out_channels=272 if groups > 1 else 8, groups=groups, offset_groups=1, mask_groups=1,
+        size=(4, 3), kernel=(2, 2),
+    )  # fmt: skip
+    tensors = {
+        name: t.to(device, dtype if name in ("input", "weight", "bias") else torch.float32).requires_grad_()
+        for name, t in case.tensors.items()
+    }
+    exact = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
+    output = deform_kernel_conv2d(**tensors, **case.options)
+    expected = reference.deform_kernel_conv2d(**exact, **case.options)
+    grad = torch.randn_like(output)
+    gradients = torch.autograd.grad(output, tensors.values(), grad)
+    wanted = torch.autograd.grad(expected, exact.values(), grad.double())
+    for got, right in zip((output, *gradients), (expected, *wanted), strict=True):
+        assert (got.double() - right).abs().max() < 4 * torch.finfo(dtype).eps * right.abs().max()
 
 
 @pytest.mark.parametrize("groups", (1, 2, 4))
