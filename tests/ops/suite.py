@@ -408,7 +408,7 @@ class OperatorSuite:
                 return function(*tensors)
 
         directions = self.directions(tensors)
-        program = torch.export.export(Module(), tensors).module()
+        program = torch.export.export(Module(), tensors, strict=False).module()
         expected = torch.func.jvp(function, tensors, directions)
         torch.testing.assert_close(torch.func.jvp(program, tensors, directions), expected)
 
@@ -502,7 +502,8 @@ class RoIPoolSuite(OperatorSuite):
     once = True
 
     def run(self, function, tensors, case):
-        return function(**tensors, **case.options | {"rois": case.options["rois"].to(tensors["input"].device)})
+        options = {**case.options, "rois": case.options["rois"].to(tensors["input"].device)}  # no `|`: as in `pure`
+        return function(**tensors, **options)
 
     def backward_arguments(self, grad, args):
         input, rois, offset, mask, *geometry = args
