@@ -412,7 +412,7 @@ DeformConv2dGradients backward(
 
   DeformConv2dGradients result = no_gradients(input);
   if (wanted[0]) {
-    std::get<0>(result) = grad_x.to(input.scalar_type()).contiguous(input.suggest_memory_format());
+    std::get<0>(result) = map_like<T>(grad_x, input);
   }
   const at::Tensor sum = grad_sample.sum(0);
   if (wanted[1]) {

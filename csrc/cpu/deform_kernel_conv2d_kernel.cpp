@@ -606,7 +606,7 @@ DeformKernelConv2dGradients backward(
 
   DeformKernelConv2dGradients result = no_kernel_gradients(input);
   if (wanted[0]) {
-    std::get<0>(result) = grad_x.to(input.scalar_type()).contiguous(input.suggest_memory_format());
+    std::get<0>(result) = map_like<T>(grad_x, input);
   }
   if (wanted[1]) {
     std::get<1>(result) = at::empty(kernel_offset.sizes(), kernel_offset.options());

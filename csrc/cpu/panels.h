@@ -61,40 +61,65 @@ inline int64_t even_tile(int64_t positions, int64_t tile) {
   return ((positions + tiles - 1) / tiles + 15) / 16 * 16;
 }
 
+// Turns the maps of a batch, [N, C, P] to [N, P, C] if `to_rows`, else back, and their type, in one pass.
+template <typename T, typename In, typename Out>
+void turn_maps(const In* in, int64_t images, int64_t channels, int64_t positions, bool to_rows, Out* out) {
+  constexpr int64_t kBlock = 256;  // of positions
+  const int64_t blocks = (positions + kBlock - 1) / kBlock, size = channels * positions;
+  const auto turn = DK_BEST(transpose<T, In, Out>);
+  at::parallel_for(0, images * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / blocks * size, first = unit % blocks * kBlock;
+      const int64_t count = std::min(kBlock, positions - first);
+      if (to_rows) {
+        turn(in + image + first, positions, channels, count, nullptr, out + image + first * channels, channels);
+      } else {
+        turn(in + image + first * channels, channels, count, channels, nullptr, out + image + first, positions);
+      }
+    }
+  });
+}
+
 // [N, H, W, C] from a map of any type and memory format.
 template <typename T>
 at::Tensor channels_last_map(const at::Tensor& map) {
-  const bool bfloat16 = map.scalar_type() == at::kBFloat16 && std::is_same_v<T, float>;
   if (map.is_contiguous(at::MemoryFormat::ChannelsLast) || !map.is_contiguous()) {
     return widen<T>(map, at::MemoryFormat::ChannelsLast);
   }
-  const at::Tensor from = bfloat16 ? map : map.to(c10::CppTypeToScalarType<T>::value);
+  const int64_t channels = map.size(1), positions = map.size(2) * map.size(3);
   at::Tensor to =
       at::empty(map.sizes(), map.options().dtype(c10::CppTypeToScalarType<T>::value), at::MemoryFormat::ChannelsLast);
-  constexpr int64_t kBlock = 256;  // of positions
-  const int64_t channels = map.size(1), positions = map.size(2) * map.size(3);
-  const int64_t blocks = (positions + kBlock - 1) / kBlock;
-  const auto copy = [&](const auto* in) {
-    using In = std::remove_const_t<std::remove_pointer_t<decltype(in)>>;
-    const auto turn = DK_BEST(transpose<T, In, T>);
-    T* out = to.mutable_data_ptr<T>();
-    at::parallel_for(0, map.size(0) * blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t image = unit / blocks * positions * channels, first = unit % blocks * kBlock;
-        turn(
-            in + image + first, positions, channels, std::min(kBlock, positions - first), nullptr,
-            out + image + first * channels, channels);
-      }
-    });
-  };
+  T* out = to.mutable_data_ptr<T>();
   if constexpr (std::is_same_v<T, float>) {
-    if (bfloat16) {
-      copy(from.const_data_ptr<at::BFloat16>());
+    if (map.scalar_type() == at::kBFloat16) {
+      turn_maps<T>(map.const_data_ptr<at::BFloat16>(), map.size(0), channels, positions, true, out);
       return to;
     }
   }
-  copy(from.const_data_ptr<T>());
+  const at::Tensor from = map.to(c10::CppTypeToScalarType<T>::value);
+  turn_maps<T>(from.const_data_ptr<T>(), map.size(0), channels, positions, true, out);
   return to;
+}
+
+// The way back: a channels-last map in the type and memory format of `like`, which has its sizes.
+template <typename T>
+at::Tensor map_like(const at::Tensor& map, const at::Tensor& like) {
+  const auto format = like.suggest_memory_format();
+  if (format != at::MemoryFormat::Contiguous) {
+    return map.to(like.scalar_type()).contiguous(format);
+  }
+  const int64_t channels = map.size(1), positions = map.size(2) * map.size(3);
+  const T* in = map.const_data_ptr<T>();
+  if constexpr (std::is_same_v<T, float>) {
+    if (like.scalar_type() == at::kBFloat16) {
+      at::Tensor to = at::empty(map.sizes(), like.options(), format);
+      turn_maps<T>(in, map.size(0), channels, positions, false, to.mutable_data_ptr<at::BFloat16>());
+      return to;
+    }
+  }
+  at::Tensor to = at::empty(map.sizes(), map.options(), format);
+  turn_maps<T>(in, map.size(0), channels, positions, false, to.mutable_data_ptr<T>());
+  return to.to(like.scalar_type());
 }
 
 // Writes a [count, width] tile of one image, with the bias added, from output position `first` on. `out` and `bias`

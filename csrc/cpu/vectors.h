@@ -123,19 +123,20 @@ DK_TARGET void transpose(
   using Vector = typename Wide<T>::Vector;
   constexpr int64_t kLanes = Wide<T>::kLanes;
   if (rows >= kLanes && columns >= kLanes) {
-    // Squares at the end begin earlier, and write again what was written.
-    for (int64_t row = 0; row < rows; row += kLanes) {
-      const int64_t r = std::min(row, rows - kLanes);
-      for (int64_t column = 0; column < columns; column += kLanes) {
-        const int64_t c = std::min(column, columns - kLanes);
+    // Squares at the end begin earlier, and write again what was written. One square follows the other along the side
+    // that lies together where the strides are larger.
+    const bool down = out_stride > in_stride;
+    const int64_t outer = down ? columns : rows, inner = down ? rows : columns;
+    for (int64_t i = 0; i < outer; i += kLanes) {
+      for (int64_t j = 0; j < inner; j += kLanes) {
+        const int64_t r = std::min(down ? j : i, rows - kLanes), c = std::min(down ? i : j, columns - kLanes);
         Vector square[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i) {
-          square[i] = load<Vector>(in + (r + i) * in_stride + c);
-          __builtin_prefetch(in + std::min(r + kLanes + i, rows - 1) * in_stride + c);
+        for (int64_t k = 0; k < kLanes; ++k) {
+          square[k] = load<Vector>(in + (r + k) * in_stride + c);
         }
         transpose_square<T>(square);
-        for (int64_t i = 0; i < kLanes; ++i) {
-          store<Vector>(shift ? square[i] + shift[c + i] : square[i], out + (c + i) * out_stride + r);
+        for (int64_t k = 0; k < kLanes; ++k) {
+          store<Vector>(shift ? square[k] + shift[c + k] : square[k], out + (c + k) * out_stride + r);
         }
       }
     }
