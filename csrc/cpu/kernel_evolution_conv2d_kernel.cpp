@@ -120,10 +120,21 @@ struct Stencils {
   int64_t row_size() const { return s.stride_w * pitch; }
   int64_t plane_size() const { return s.height * row_size(); }
 
-  // Copies one channel of an image into a plane of zeros, or, where `back`, the other way.
+  // Copies one channel of an image into a plane, zeros around it, or, where `back`, the other way.
   template <bool back>
   void pad(std::conditional_t<back, T, const T>* channel, std::conditional_t<back, const T, T>* plane) const {
     for (int64_t row = 0; row < s.height; ++row, channel += s.width, plane += row_size()) {
+      if constexpr (!back) {
+        std::fill_n(plane, row_size(), T(0));
+      }
+      if (s.stride_w == 1) {
+        if constexpr (back) {
+          std::copy_n(plane + left, s.width, channel);
+        } else {
+          std::copy_n(channel, s.width, plane + left);
+        }
+        continue;
+      }
       for (int64_t rest = 0; rest < std::min(s.stride_w, s.width); ++rest) {
         auto* padded = plane + rest * pitch + left;
         for (int64_t x = rest; x < s.width; x += s.stride_w, ++padded) {
@@ -142,6 +153,24 @@ struct Stencils {
     const int64_t top = run.row + first_row[i];
     low = std::clamp<int64_t>(-top, 0, s.window_h);
     high = std::clamp<int64_t>(s.height - top, low, s.window_h);
+  }
+
+  // Asks for what the locations of channel c read of its plane. A tile reads a few short rows of every channel, which
+  // the processor does not foresee.
+  void prefetch(int64_t c, const T* plane, const std::vector<Run>& runs) const {
+    const auto [first, last] =
+        std::minmax_element(first_row.begin() + c * s.locations, first_row.begin() + (c + 1) * s.locations);
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (const Run& run : runs) {
+      const int64_t low = std::max<int64_t>(run.row + *first, 0),
+                    high = std::min(run.row + *last + s.window_h, s.height);
+      for (int64_t row = low; row < high; ++row) {
+        const T* at = plane + row * row_size() + left + run.start;
+        for (int64_t x = 0; x < run.count + kLine; x += kLine) {
+          __builtin_prefetch(at + x);
+        }
+      }
+    }
   }
 
   // What points and columns of location i are counted from in a plane.
@@ -199,6 +228,9 @@ DK_SIMD_CLONES void sample_columns(
     T* columns) {
   const int64_t locations = stencils.s.locations;
   for (int64_t c = begin; c < end; ++c, planes += stencils.plane_size()) {
+    if (c + 1 < end) {
+      stencils.prefetch(c + 1, planes + stencils.plane_size(), runs);
+    }
     for (int64_t k = 0; k < locations; ++k, columns += stride) {
       const int64_t i = c * locations + k;
       const int64_t* ends = stencils.row_ends.data() + i * (stencils.s.window_h + 1);
@@ -406,49 +438,57 @@ at::Tensor forward(
   const int64_t locations = s.locations, positions = s.positions(), group_out = s.group_out();
   const int64_t map = s.height * s.width, plane = stencils.plane_size(), row = s.group_in() * locations;
 
-  at::Tensor padded = at::zeros({s.batch * s.in_channels * plane}, x.options());
+  at::Tensor padded = at::empty({s.batch * s.in_channels * plane}, x.options());
   at::parallel_for(0, s.batch * s.in_channels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       stencils.template pad<false>(x.const_data_ptr<T>() + i * map, padded.mutable_data_ptr<T>() + i * plane);
     }
   });
 
-  const std::vector<Panel> blocks = channel_blocks(s, std::max<int64_t>(1, 512 / locations));
-  const int64_t tiles = (positions + kPanel - 1) / kPanel;
+  const std::vector<Panel> blocks = channel_blocks(s, std::max<int64_t>(1, 384 / locations));
+  constexpr int64_t kTile = 3 * kPanel;
+  const int64_t tiles = (positions + kTile - 1) / kTile;
   at::parallel_for(0, s.batch * tiles, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> columns(blocks.front().width * locations * kPanel + kBlock);
-    std::vector<T> score(attention ? locations * kPanel : 0), result(s.out_channels * kPanel);
-    std::vector<T> last(channels_last ? s.out_channels * kPanel : 0);
+    std::vector<T> columns(blocks.front().width * locations * kTile + kBlock);
+    std::vector<T> score(attention ? locations * kTile : 0), result(s.out_channels * kTile);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / tiles, first = unit % tiles * kPanel, count = std::min(kPanel, positions - first);
+      const int64_t n = unit / tiles, first = unit % tiles * kTile, count = std::min(kTile, positions - first);
       const std::vector<Run> runs = runs_of(s, first, count);
       if (attention) {
         copy_attention(
-            scores.const_data_ptr<T>() + n * locations * positions, locations, positions, first, count, kPanel,
+            scores.const_data_ptr<T>() + n * locations * positions, locations, positions, first, count, kTile,
             score.data());
       }
       for (const Panel& block : blocks) {
         const int64_t g = block.first / s.group_in(), within = block.first % s.group_in();
         sample_columns(
             stencils, padded.const_data_ptr<T>() + (n * s.in_channels + block.first) * plane, block.first, block.end(),
-            runs, attention ? score.data() : nullptr, kPanel, columns.data());
+            runs, attention ? score.data() : nullptr, kTile, columns.data());
         const T* filter = weights + g * group_out * row + within * locations;
-        T* out = result.data() + g * group_out * kPanel;
+        T* out = result.data() + g * group_out * kTile;
         if (group_out > 1) {
-          gemm(
-              group_out, kPanel, block.width * locations, filter, row, columns.data(), kPanel, out, kPanel, within > 0);
+          for (int64_t t = 0; t < count; t += kPanel) {
+            gemm(
+                group_out, kPanel, block.width * locations, filter, row, columns.data() + t, kTile, out + t, kTile,
+                within > 0);
+          }
         } else {
           for (int64_t j = 0; j < block.width * locations; ++j) {
-            multiply_row(columns.data() + j * kPanel, filter[j], count, within + j > 0, out);
+            multiply_row(columns.data() + j * kTile, filter[j], count, within + j > 0, out);
           }
         }
       }
       T* target = output.mutable_data_ptr<T>() + n * s.out_channels * positions;
       for (int64_t o = 0; o < s.out_channels; ++o) {
         const T shift = bias ? b.const_data_ptr<T>()[o] : T(0);
+        const T* values = result.data() + o * kTile;
+        if (!channels_last) {
+          std::transform(
+              values, values + count, target + o * positions + first, [=](T value) { return value + shift; });
+          continue;
+        }
         for (int64_t t = 0; t < count; ++t) {
-          const int64_t place = channels_last ? (first + t) * s.out_channels + o : o * positions + first + t;
-          target[place] = result[o * kPanel + t] + shift;
+          target[(first + t) * s.out_channels + o] = values[t] + shift;
         }
       }
     }
