@@ -14,7 +14,11 @@ TASKS = {
 # By the argument of the functions that make the data sets: option, type, help.
 OPTIONS = {
     "seed": ("--seed", int, "the same seed gives the same files"),
-    "difficulty": ("--difficulty", float, "of the surfaces, and of the outlines but in classification: 0 (easy) to 1 (hard)"),
+    "difficulty": (
+        "--difficulty",
+        float,
+        "of the surfaces, and in detection and segmentation of the outlines: 0 (easy) to 1 (hard)",
+    ),
     "image_size": ("--image-size", int, "width and height in pixels"),
     "num_train": ("--train", int, "number of training images"),
     "num_val": ("--val", int, "number of validation images"),
