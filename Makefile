@@ -17,8 +17,12 @@ ARGS ?=
 
 export DK_DEFORMED_SHAPES_ROOT ?= data/deformed_shapes
 export DK_DEFORMED_SHAPES_CLS_ROOT ?= data/deformed_shapes_cls
-# What `make train` draws: for configs of MMPretrain images to classify, for all others those to detect in.
-DRAWN = $(if $(findstring /mmpretrain/,$(CONFIG)),--task classification --out $(DK_DEFORMED_SHAPES_CLS_ROOT),--out $(DK_DEFORMED_SHAPES_ROOT))
+export DK_DEFORMED_SHAPES_SEG_ROOT ?= data/deformed_shapes_seg
+# What `make train` draws: for configs of MMPretrain images to classify, of MMSegmentation those to segment, for all others
+# those to detect in.
+DRAWN = $(if $(findstring /mmpretrain/,$(CONFIG)),--task classification --out $(DK_DEFORMED_SHAPES_CLS_ROOT),$\
+	$(if $(findstring /mmseg/,$(CONFIG)),--task segmentation --out $(DK_DEFORMED_SHAPES_SEG_ROOT),$\
+	--out $(DK_DEFORMED_SHAPES_ROOT)))
 WORK_DIR := work_dirs/$(basename $(notdir $(CONFIG)))
 BIN := .venv/bin
 STAMPS := .venv/stamps
@@ -67,7 +71,7 @@ format: setup  ## bring all sources into that style
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:  ## remove build products, the made data set and the results of `make train`; .venv and all else stay
-	rm -rf build *.egg-info dk_detection/_C*.so .pytest_cache .ruff_cache $(STAMPS)/extension data/deformed_shapes data/deformed_shapes_cls $(WORK_DIR)
+	rm -rf build *.egg-info dk_detection/_C*.so .pytest_cache .ruff_cache $(STAMPS)/extension data/deformed_shapes data/deformed_shapes_cls data/deformed_shapes_seg $(WORK_DIR)
 	find . -path ./.venv -prune -o -name __pycache__ -exec rm -rf {} +
 
 # Set-up. Each step leaves a stamp and is repeated when a file that it depends on changes.
@@ -93,10 +97,10 @@ $(STAMPS)/extension: pyproject.toml setup.py $(shell find csrc) | $(STAMPS)/torc
 # mmcv is built for the GPU where our extension was: a GPU without a fitting toolkit would make its build fail. dk-detection itself
 # is installed by now, so that the last pip line only adds what its extras name.
 $(STAMPS)/packages: pyproject.toml | $(STAMPS)/extension
-	@echo "Installing MMDetection and MMPretrain. Unless pip finds a wheel of mmcv it is built from source: 10 to 20 minutes on 2 cores, once."
+	@echo "Installing MMDetection, MMPretrain and MMSegmentation. Unless pip finds a wheel of mmcv it is built from source: 10 to 20 minutes on 2 cores, once."
 	@$(BIN)/python -c "$$CHECK_CUDA" 2>/dev/null || export CUDA_VISIBLE_DEVICES=; \
 		$(BIN)/python -m pip install --no-build-isolation $(call pin,mmcv)
-	$(BIN)/python -m pip install --no-build-isolation "dk-detection[mmdet,classification,evaluation,visualization,dev]"
+	$(BIN)/python -m pip install --no-build-isolation "dk-detection[mmdet,classification,segmentation,evaluation,visualization,dev]"
 	@$(BIN)/python -c "import cv2" || { echo "OpenCV lacks system libraries: install libgl1 and libglib2.0-0." >&2; exit 1; }
 	@touch $@
 

@@ -1,7 +1,7 @@
 """The tools of this project where it is installed, also as `python -m dk_detection`.
 
 dk-detection TOOL ARGUMENTS         dk-detection train_net --config CONFIG
-dk-detection configs [WORD ...]     lists the configs (mmdet, mmpretrain, detectron2) whose names hold all the words
+dk-detection configs [WORD ...]     lists the configs (mmdet, mmpretrain, mmseg, detectron2) with all the words
 """
 
 import os

@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent
 FOLDERS = {
     "mmdet": PACKAGE / "mmdet" / ".mim" / "configs",
     "mmpretrain": PACKAGE / ".mim" / "mmpretrain",
+    "mmseg": PACKAGE / ".mim" / "mmseg",
     DETECTRON2: PACKAGE / "detectron2" / "configs",
 }
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
@@ -39,7 +40,7 @@ def shipped(framework: str, name: str) -> str:
     """The path of a config of this project.
 
     Args:
-        framework: "mmdet", "mmpretrain" or "detectron2".
+        framework: "mmdet", "mmpretrain", "mmseg" or "detectron2".
         name: Folder and file, "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py".
 
     Raises:

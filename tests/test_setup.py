@@ -57,6 +57,7 @@ def test_a_wheel_holds_the_configs_and_the_tools(build):
     places = {
         "configs/mmdet": "dk_detection/mmdet/.mim/configs",
         "configs/mmpretrain/deformed_shapes": "dk_detection/.mim/mmpretrain/deformed_shapes",
+        "configs/mmseg": "dk_detection/.mim/mmseg",
         "configs/imagenet": "dk_detection/.mim/mmpretrain/imagenet",
         "configs/detectron2": "dk_detection/detectron2/configs",
         "tools": "dk_detection/.mim/tools",

@@ -24,8 +24,13 @@ import train_net
 from dk_detection.evaluation.seeds import Difference, Mean, holm
 
 # By the names that evaluators have for them: what the table calls a figure, and what makes it a percentage.
-METRICS = {"coco/bbox_mAP": ("box AP", 100), "coco/segm_mAP": ("mask AP", 100), "accuracy": ("accuracy", 1)}
-PACKAGES = ("torch", "numpy", "mmengine", "mmcv", "mmdet", "mmpretrain")
+METRICS = {
+    "coco/bbox_mAP": ("box AP", 100),
+    "coco/segm_mAP": ("mask AP", 100),
+    "accuracy": ("accuracy", 1),
+    "mIoU": ("mIoU", 1),
+}
+PACKAGES = ("torch", "numpy", "mmengine", "mmcv", "mmdet", "mmpretrain", "mmsegmentation")
 INTERRUPTED = (130, 143)
 FEWEST_PAIRS = 3  # the interval of two differences is wider than twelve standard deviations
 MOST_SINGLE = 5  # with more seeds the table would be too wide for single figures

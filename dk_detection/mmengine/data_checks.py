@@ -41,6 +41,9 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
             try:
                 dataset = DATASETS.build(settings | {"lazy_init": True})  # which settles paths and classes
             except Exception as error:
+                listed = os.path.join(settings.get("data_root") or "", settings.get("ann_file") or "")
+                if settings.get("ann_file") and not os.path.isfile(listed):  # of which some data sets give no reason
+                    raise UserError(f"{where}: there is no annotation file {listed}{how_to_get}") from error
                 reason = str(error).strip().partition("\n")[0]
                 raise UserError(f"{where}: the data set cannot be built ({type(error).__name__}: {reason})") from error
             if dataset.ann_file and not os.path.isfile(dataset.ann_file):
@@ -145,8 +148,11 @@ def is_local(where: str, settings: dict) -> bool:
 def advice(cfg: Config, dataset: dict) -> str:
     """How to get the data, where that is known; begins with what it is joined to."""
     ways = []
-    if set((dataset.get("metainfo") or {}).get("classes", ())) == set(deformed_shapes.CLASSES):
+    classes = set((dataset.get("metainfo") or {}).get("classes", ()))
+    if classes - {"background"} == set(deformed_shapes.CLASSES):
         task = "" if dataset.get("ann_file") else " --task classification"
+        if "background" in classes:
+            task = " --task segmentation"
         ways.append(
             f"make it with `python -m dk_detection.datasets.deformed_shapes{task} --out {dataset['data_root']}`"
         )

@@ -29,6 +29,8 @@ _SETTINGS = set(inspect.signature(Runner).parameters) - {"cfg"} | {
     "tta_model",
     "tta_pipeline",
 }
+# Which extra of ours installs a framework, by the name that MMEngine says is not installed.
+_EXTRAS = {"mmdet": "mmdet", "mmpretrain": "classification", "mmsegmentation": "segmentation"}
 # What configs set before there was MMEngine, those of MMDetection 2 for example.
 _BEFORE_MMENGINE = ("data", "optimizer", "optimizer_config", "lr_config", "runner", "total_epochs", "checkpoint_config")
 
@@ -50,6 +52,12 @@ def load_config(path: str, options: list[str] | None = None) -> Config:
         while type(cause) is type(inner := cause.__cause__ or cause.__context__) is ImportError:
             cause = inner
         reason = f"{type(cause).__name__}: {_first_line(cause)}"
+        for package, extra in _EXTRAS.items():
+            if f"{package} is not installed" in reason:
+                reason = (
+                    f"{package} is not installed: in the project's folder run `make setup` or `pip install "
+                    f"--no-build-isolation -e '.[{extra}]'`"
+                )
         raise UserError(f"{path}: the config cannot be loaded ({reason})") from error
     old = [key for key in _BEFORE_MMENGINE if key in cfg]
     if old and "train_dataloader" not in cfg and "test_dataloader" not in cfg:

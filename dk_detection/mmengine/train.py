@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     # Said by the libraries about each other; nothing that a user can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="mm")
+    warnings.filterwarnings("ignore", message="``build_loss`` would be deprecated soon")
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     warnings.filterwarnings("ignore", message="Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected")
 

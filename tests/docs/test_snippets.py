@@ -57,6 +57,7 @@ def few_images(monkeypatch):
     for name, numbers in (
         ("make", dict(num_train=2, num_val=1, num_test=1)),
         ("make_classification", dict(num_train=6, num_val=6)),
+        ("make_segmentation", dict(num_train=1, num_val=1)),
     ):
         make = getattr(deformed_shapes, name)
         monkeypatch.setattr(deformed_shapes, name, functools.partial(make, **numbers))

@@ -33,6 +33,7 @@ def compare(tmp_path, monkeypatch):
             "better": {"coco/bbox_mAP": box + 0.02 + 0.001 * seed, "coco/segm_mAP": 0.3},
             "empty": {"coco/bbox_mAP": -1.0 if seed == 1 else 0.42, "coco/segm_mAP": -1.0},
             "classes": {"accuracy": 90 + seed, "accuracy_scale_1": 80},
+            "pixels": {"aAcc": 95.0, "mIoU": 70.0 + seed, "mAcc": 80.0},
         }.get(config.stem, {"coco/bbox_mAP": box, "coco/segm_mAP": 0.3})
         log = work_dir / "started" / "vis_data" / "scalars.json"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,12 @@ def test_classifiers_and_short_names(compare):
     assert "scale" not in text
     names = tool.short_names(["net-dk_2e_shapes", "net_2e_shapes"])
     assert names == {"net-dk_2e_shapes": "net-dk", "net_2e_shapes": "net"}
+
+
+def test_segmentors(compare):
+    _, text, _ = compare("pixels")
+    assert "| config | seeds | mIoU | seconds a run |" in text
+    assert rows(text)[0][:3] == ["`pixels`", "3", "71.0 ± 2.5 (70.0, 71.0, 72.0)"]  # Student's t: 4.3027 / sqrt(3)
 
 
 def test_one_seed_has_no_interval(compare):

@@ -132,7 +132,7 @@ def test_a_broken_contender_is_a_failure(tmp_path):
 
 def test_the_tests_need_no_other_package():
     # On a machine with nothing but torch, NumPy and pytest, the tests for a GPU are collected without errors.
-    missing = "torchvision mmcv mmdet mmengine mmpretrain detectron2 triton onnx onnxruntime scipy matplotlib cv2"
+    missing = "torchvision mmcv mmdet mmengine mmpretrain mmseg detectron2 triton onnx onnxruntime scipy matplotlib cv2"
     code = f"import sys; sys.modules.update(dict.fromkeys({missing.split()!r})); import pytest; "
     code += "sys.exit(pytest.main(['-q', '--collect-only', '-m', 'cuda', *sys.argv[1:]]))"
     files = map(str, gpu_check.cuda_tests())

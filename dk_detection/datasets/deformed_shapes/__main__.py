@@ -1,16 +1,24 @@
-"""The command line: python -m dk_detection.datasets.deformed_shapes --out DIR [--task classification]."""
+"""The command line: python -m dk_detection.datasets.deformed_shapes --out DIR [--task TASK]."""
 
 import argparse
 import inspect
 
 from dk_detection.datasets import deformed_shapes
 
-TASKS = {"detection": deformed_shapes.make, "classification": deformed_shapes.make_classification}
+TASKS = {
+    "detection": deformed_shapes.make,
+    "classification": deformed_shapes.make_classification,
+    "segmentation": deformed_shapes.make_segmentation,
+}
 
 # By the argument of the functions that make the data sets: option, type, help.
 OPTIONS = {
     "seed": ("--seed", int, "the same seed gives the same files"),
-    "difficulty": ("--difficulty", float, "of the surfaces, and in detection of the outlines: 0 (easy) to 1 (hard)"),
+    "difficulty": (
+        "--difficulty",
+        float,
+        "of the surfaces, and in detection and segmentation of the outlines: 0 (easy) to 1 (hard)",
+    ),
     "image_size": ("--image-size", int, "width and height in pixels"),
     "num_train": ("--train", int, "number of training images"),
     "num_val": ("--val", int, "number of validation images"),
@@ -31,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dk_detection.datasets.deformed_shapes",
         description="Make a data set of deformed shapes: for detection in COCO's format, for classification in "
-        "ImageNet's folders.",
+        "ImageNet's folders, for segmentation with the class of every pixel in a picture beside each image.",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the data set")
     parser.add_argument("--task", choices=tuple(TASKS), default="detection", help="default: %(default)s")

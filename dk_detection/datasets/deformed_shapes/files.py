@@ -72,8 +72,9 @@ def make_once(root: str | os.PathLike, form: Format, parameters: dict) -> bool:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes an image [H, W, 3], RGB, uint8."""
-    path.write_bytes(cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
+    """Writes an image [H, W, 3], RGB, or [H, W], grey; uint8."""
+    pixels = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
 
 
 def _manifest(form: Format, parameters: dict, complete: bool) -> dict:

@@ -1,4 +1,4 @@
-"""What both tasks share: the same bytes again, wrong parameters, files of others, interruptions, the command line."""
+"""What all tasks share: the same bytes again, wrong parameters, files of others, interruptions, the command line."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass
 class Task:
-    """One of the two data sets, a few images of it, and the file that is written last."""
+    """One of the data sets, a few images of it, and the file that is written last."""
 
     name: str
     small: dict
@@ -39,7 +39,8 @@ DETECTION = Task(
     "annotations/image_info_test-dev.json",
 )
 CLASSIFICATION = Task("classification", dict(seed=3, num_train=13, num_val=6, image_size=32), "meta/val.csv")
-TASKS = {task.name: task for task in (DETECTION, CLASSIFICATION)}
+SEGMENTATION = Task("segmentation", dict(seed=3, num_train=4, num_val=2, image_size=64), "labels/val/000002.png")
+TASKS = {task.name: task for task in (DETECTION, CLASSIFICATION, SEGMENTATION)}
 
 
 @pytest.fixture(params=TASKS.values(), ids=TASKS)
@@ -60,9 +61,10 @@ def contents(root):
     return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
 
-def test_package_offers_both():
+def test_package_offers_all():
     assert deformed_shapes.make is DETECTION.module.make
     assert deformed_shapes.make_classification is CLASSIFICATION.module.make
+    assert deformed_shapes.make_segmentation is SEGMENTATION.module.make
 
 
 def test_same_bytes_again(task, roots, tmp_path):
@@ -99,6 +101,10 @@ def test_pictures_do_not_depend_on_their_number(task, roots, tmp_path):
         (CLASSIFICATION, dict(seed=0.5), TypeError, "seed is 0.5, expected an integer"),
         (CLASSIFICATION, dict(num_train=5), ValueError, "num_train is 5, expected at least 6"),
         (CLASSIFICATION, dict(num_val=0), ValueError, "num_val is 0, expected at least 6"),
+        (SEGMENTATION, dict(difficulty=1.5), ValueError, "difficulty is 1.5, expected a number from 0 to 1"),
+        (SEGMENTATION, dict(image_size=63), ValueError, "image_size is 63, expected at least 64"),
+        (SEGMENTATION, dict(num_train=0), ValueError, "num_train is 0, expected at least 1"),
+        (SEGMENTATION, dict(num_val=0.5), TypeError, "num_val is 0.5, expected an integer"),
     ],
 )
 def test_wrong_parameters(tmp_path, task, arguments, error, message):
@@ -157,6 +163,7 @@ def test_finished_data_set_is_not_made_again(task, roots, monkeypatch):
         (DETECTION, dict(image_size=65)),
         (CLASSIFICATION, dict(shear=0)),
         (CLASSIFICATION, dict(num_train=8)),
+        (SEGMENTATION, dict(num_train=2)),
     ],
     ids=lambda value: value.name if isinstance(value, Task) else next(iter(value)),
 )
@@ -222,6 +229,12 @@ def test_command_line_makes_a_classification_set(tmp_path, roots):
     assert contents(tmp_path / "data") == contents(roots["classification"])
 
 
+def test_command_line_makes_a_segmentation_set(tmp_path, roots):
+    sizes = ("--image-size", 64, "--train", 4, "--val", 2)
+    run("--task", "segmentation", "--out", tmp_path / "data", "--seed", 3, *sizes)
+    assert contents(tmp_path / "data") == contents(roots["segmentation"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -229,7 +242,8 @@ def test_command_line_makes_a_classification_set(tmp_path, roots):
         (("--shear", "0.5"), "--shear does not go with --task detection"),
         (("--task", "classification", "--test", "5"), "--test does not go with --task classification"),
         (("--task", "classification", "--shear", "5"), "shear is 5.0, expected a number from 0 to 1"),
-        (("--task", "segmentation"), "argument --task: invalid choice: 'segmentation'"),
+        (("--task", "segmentation", "--test", "5"), "--test does not go with --task segmentation"),
+        (("--task", "tracking"), "argument --task: invalid choice: 'tracking'"),
     ],
 )
 def test_command_line_says_what_is_wrong(tmp_path, capsys, arguments, message):
@@ -245,7 +259,7 @@ def test_needs_no_framework():
         from dk_detection.datasets import deformed_shapes
         heavy = {"numpy", "cv2", "shapely", "torch"} & sys.modules.keys()
         assert not heavy, f"{heavy}, for the names of the classes"
-        deformed_shapes.make, deformed_shapes.make_classification
+        deformed_shapes.make, deformed_shapes.make_classification, deformed_shapes.make_segmentation
         heavy = {"torch", "mmcv", "mmdet", "mmengine", "detectron2", "dk_detection._C"} & sys.modules.keys()
         assert not heavy, heavy
     """
