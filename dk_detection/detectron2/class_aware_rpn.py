@@ -45,6 +45,9 @@ class DkClassAwareRPN(RetinaNet):
         positive_fraction: How many of them are objects at most.
         anchor_boundary_thresh: Pixels by which an anchor that is learned from may be out of the image; below 0: any.
         options: Further arguments of `RetinaNet`; those of the focal loss have no effect.
+
+    Raises:
+        ValueError: The head does not give a score for each class and the background of each anchor.
     """
 
     def __init__(
@@ -56,6 +59,12 @@ class DkClassAwareRPN(RetinaNet):
         **options,
     ) -> None:
         super().__init__(**options)
+        anchors, channels = self.anchor_generator.num_anchors[0], self.head.objectness_logits.out_channels
+        if channels != anchors * (self.num_classes + 1):
+            raise ValueError(
+                f"DkClassAwareRPN: head must give num_anchors * (num_classes + 1) = {anchors} * {self.num_classes + 1} "
+                f"scores, got {channels}"
+            )
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
         self.anchor_boundary_thresh = anchor_boundary_thresh

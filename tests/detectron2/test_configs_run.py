@@ -194,7 +194,7 @@ def check_contents(name, cfg, model) -> None:
         assert anchors.num_anchors == [9] and anchors.strides == [16]
         assert (heads or model).num_classes == 20
     if name.detector == "class-aware-rpn":
-        channels = len(model.anchor_generator.cell_anchors[0]) * (model.num_classes + 1)
+        channels = model.anchor_generator.num_anchors[0] * (model.num_classes + 1)
         assert model.head.objectness_logits.out_channels == channels
         assert name.backbone != "r101" or model.head.conv.weight.shape == (512, 1024, 3, 3)
 
