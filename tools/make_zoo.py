@@ -36,9 +36,9 @@ Every config of `configs/mmdet` and `configs/detectron2`, the papers' figures be
 
 Figures are COCO's AP, 0 to 100; behind a slash those of small, medium and large objects, in brackets the 95% interval
 of ours. Of PASCAL VOC they are the mAP at an IoU of 0.5 / 0.7. Parameters (millions) and FLOPs (thousands of millions
-of multiply-adds) are those of MMDetection's config at 800x1200 with 1000 RoIs, for the embedded data set at 128x128 with
-100 RoIs ([rules](complexity.md)); in brackets the paper's. The papers' figures on test-dev are of detectors that were
-trained on the images of val2017, too; no public server scores test-dev any more
+of multiply-adds) are those of MMDetection's config at 800x1200 with 1000 RoIs, for the embedded data set at 128x128
+with 100 RoIs ([rules](complexity.md)); in brackets the paper's. The papers' figures on test-dev are of detectors that
+were trained on the images of val2017, too; no public server scores test-dev any more
 ([evaluation.md](evaluation.md#the-test-server)). A row without figures of ours has not been trained by us, and nothing
 is claimed for it.
 
