@@ -1,4 +1,4 @@
-"""How MMDetection and Detectron2 call the parameters of the same Faster or Mask R-CNN, and how they order anchors.
+"""How MMDetection and Detectron2 call the parameters of the same detector, and how they order anchors.
 
 Neither framework is needed here, nor torch: values are tensors of whatever library can index and reshape.
 """
@@ -30,6 +30,9 @@ _MODULES = (
     ("rpn_head.rpn_conv", "proposal_generator.rpn_head.conv"),
     ("rpn_head.rpn_cls", "proposal_generator.rpn_head.objectness_logits"),
     ("rpn_head.rpn_reg", "proposal_generator.rpn_head.anchor_deltas"),
+    ("bbox_head.rpn_conv", "head.conv"),
+    ("bbox_head.rpn_cls", "head.objectness_logits"),
+    ("bbox_head.rpn_reg", "head.anchor_deltas"),
     ("roi_head.bbox_roi_extractor", "roi_heads.box_pooler"),
     ("roi_head.bbox_head.shared_fcs.{0}", "roi_heads.box_head.fc{0+1}"),
     ("roi_head.bbox_head.fc_cls", "roi_heads.box_predictor.cls_score"),
@@ -47,7 +50,8 @@ _OUR_NETWORKS = tuple(
 _NUMBER = re.compile(r"\{(\d)(?:\+(\d+))?\}")
 # What no prediction depends on, and what the config says: buffers in older checkpoints of Detectron2.
 _LEFT_OUT = re.compile(r"(.*\.)?num_batches_tracked|.*\.anchor_generator\.cell_anchors\.\d+|pixel_(mean|std)")
-_PER_ANCHOR = ("rpn_head.rpn_cls", "rpn_head.rpn_reg")
+_PER_ANCHOR = re.compile(r"(rpn_head|bbox_head)\.rpn_(cls|reg)\.(weight|bias)")
+_CLASS_AWARE = re.compile(r"(?:bbox_head\.rpn_|head\.)(cls|objectness_logits|reg|anchor_deltas)\.(?:weight|bias)")
 
 
 def framework_of_names(names: Iterable[str]) -> str:
@@ -60,7 +64,8 @@ def to_detectron2(state: Mapping, *, num_ratios: int = 3) -> dict:
     """A state dict of MMDetection's with Detectron2's names.
 
     Args:
-        state: Of a Faster or Mask R-CNN with a ResNet or ResNeXt and FPN or a dilated conv5, and our layers in it.
+        state: Of a Faster or Mask R-CNN, an R-FCN or a class-aware RPN with a ResNet or ResNeXt and FPN or a dilated
+            conv5, and our layers in it.
         num_ratios: Number of aspect ratios of anchors. Of several sizes of anchors on a map MMDetection has all of one
             ratio together, Detectron2 all ratios of one size.
 
@@ -71,11 +76,11 @@ def to_detectron2(state: Mapping, *, num_ratios: int = 3) -> dict:
     Raises:
         UserError: A parameter has a name that such a detector of MMDetection has not.
     """
-    renamed = {}
+    renamed, scores = {}, _scores_per_anchor(state)
     modules = _OUR_NETWORKS + _MODULES if _has_our_network(state) else _MODULES
     for name, value in _kept(state):
-        if name.startswith(_PER_ANCHOR):
-            value = _reorder_anchors(value, name, num_ratios, to_detectron2=True)
+        if _PER_ANCHOR.fullmatch(name):
+            value = _reorder_anchors(value, name, num_ratios, scores, to_detectron2=True)
         renamed[_rename(name, modules, source=0)] = value
     return renamed
 
@@ -93,11 +98,11 @@ def to_mmdet(state: Mapping, *, num_ratios: int = 3) -> dict:
     Raises:
         UserError: A parameter has a name that such a detector of Detectron2 has not.
     """
-    renamed = {}
+    renamed, scores = {}, _scores_per_anchor(state)
     for name, value in _kept(state):
         new = _rename(name, _MODULES + _OUR_NETWORKS, source=1)
-        if new.startswith(_PER_ANCHOR):
-            value = _reorder_anchors(value, name, num_ratios, to_detectron2=False)
+        if _PER_ANCHOR.fullmatch(new):
+            value = _reorder_anchors(value, name, num_ratios, scores, to_detectron2=False)
         renamed[new] = value
     return renamed
 
@@ -122,7 +127,7 @@ def _rename(name: str, modules: tuple[tuple[str, str], ...], source: int) -> str
         if match := pattern.fullmatch(name):
             return rename(match)
     framework = ("MMDetection", "Detectron2")[source]
-    raise UserError(f"{name}: no Faster or Mask R-CNN of {framework} that is known has a parameter of this name")
+    raise UserError(f"{name}: no detector of {framework} that is known has a parameter of this name")
 
 
 @cache
@@ -144,10 +149,17 @@ def _renamer(pair: tuple[str, str], source: int) -> tuple[re.Pattern, Callable[[
     return re.compile(pattern), rename
 
 
-def _reorder_anchors(value, name: str, num_ratios: int, *, to_detectron2: bool):
-    """The output channels [A or 4 * A, ...] of the RPN in the other framework's order of its A anchors."""
+def _scores_per_anchor(state: Mapping) -> int:
+    """1 of an RPN; of a class-aware one as many as classes with the background."""
+    found = {match[1]: value.shape[0] for name, value in state.items() if (match := _CLASS_AWARE.fullmatch(name))}
+    scores, deltas = found.get("cls", found.get("objectness_logits")), found.get("reg", found.get("anchor_deltas"))
+    return 4 * scores // deltas if scores and deltas else 1
+
+
+def _reorder_anchors(value, name: str, num_ratios: int, scores: int, *, to_detectron2: bool):
+    """The output channels [scores * A or 4 * A, ...] of an RPN in the other framework's order of its A anchors."""
     channels = value.shape[0]
-    per_anchor = 4 if "rpn_reg" in name or "anchor_deltas" in name else 1
+    per_anchor = 4 if "rpn_reg" in name or "anchor_deltas" in name else scores
     sizes, rest = divmod(channels, per_anchor * num_ratios)
     if rest:
         raise UserError(f"{name} has {channels} channels, which {num_ratios} aspect ratios of anchors do not divide")

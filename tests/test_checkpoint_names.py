@@ -24,7 +24,7 @@ def test_what_is_left_out():
 
 
 def test_unknown_names_and_anchors_that_do_not_fit():
-    with pytest.raises(UserError, match=r"bbox_head\.cls\.weight: no Faster or Mask R-CNN of MMDetection"):
+    with pytest.raises(UserError, match=r"bbox_head\.cls\.weight: no detector of MMDetection"):
         to_detectron2({"bbox_head.cls.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="15 channels, which 4 aspect ratios"):
         to_detectron2({"rpn_head.rpn_cls.weight": torch.zeros(15, 2, 1, 1)}, num_ratios=4)

@@ -24,8 +24,8 @@ FRAMEWORKS = {"mmdet": "MMDetection", "detectron2": "Detectron2"}
 
 HEADER = """\
 # One row for each config, under its stem: the papers' rows that it is, what it costs (tools/make_zoo.py --count), and
-# the runs of it (tools/make_zoo.py --add), null until there is one. Figures are COCO's, 0 to 100; parameters are in
-# millions, FLOPs in thousands of millions of multiply-adds. docs/zoo.md is made from this file.
+# the runs of it (tools/make_zoo.py --add), null until there is one. Figures are COCO's or PASCAL VOC's, 0 to 100;
+# parameters are in millions, FLOPs in thousands of millions of multiply-adds. docs/zoo.md is made from this file.
 
 """
 INTRODUCTION = """\
@@ -35,11 +35,12 @@ Every config of `configs/mmdet` and `configs/detectron2`, the papers' figures be
 `python tools/make_zoo.py` from `configs/zoo.yml`: do not edit this page.
 
 Figures are COCO's AP, 0 to 100; behind a slash those of small, medium and large objects, in brackets the 95% interval
-of ours. Parameters (millions) and FLOPs (thousands of millions of multiply-adds) are those of MMDetection's config at
-800x1200 with 1000 RoIs, for the embedded data set at 128x128 with 100 RoIs ([rules](complexity.md)); in brackets the
-paper's. The papers' figures on test-dev are of detectors that were trained on the images of val2017, too; no public
-server scores test-dev any more ([evaluation.md](evaluation.md#the-test-server)). A row without figures of ours has not
-been trained by us, and nothing is claimed for it.
+of ours. Of PASCAL VOC they are the mAP at an IoU of 0.5 / 0.7. Parameters (millions) and FLOPs (thousands of millions
+of multiply-adds) are those of MMDetection's config at 800x1200 with 1000 RoIs, for the embedded data set at 128x128
+with 100 RoIs ([rules](complexity.md)); in brackets the paper's. The papers' figures on test-dev are of detectors that
+were trained on the images of val2017, too; no public server scores test-dev any more
+([evaluation.md](evaluation.md#the-test-server)). A row without figures of ours has not been trained by us, and nothing
+is claimed for it.
 
 To add yours, train a row, score it, and say how you got it:
 
@@ -51,7 +52,8 @@ python tools/make_zoo.py --add STEM --figures figures.json --framework mmdet --c
 """
 # Titles, and which rows are below them; the first that fits counts.
 SECTIONS = {
-    "Deformable ConvNets, R-FCN": lambda stem: "_240k_" in stem,
+    "Deformable ConvNets, COCO": lambda stem: "_240k_" in stem,
+    "Deformable ConvNets, PASCAL VOC": lambda stem: stem.endswith("_voc0712"),
     "Deformable ConvNets v2, Faster R-CNN": lambda stem: "_dc5" in stem and "_16e_" in stem,
     "Deformable ConvNets v2, Mask R-CNN": lambda stem: "_16e_" in stem,
     "Deformable Kernels, Faster R-CNN": lambda stem: "_r50-dw" in stem or "_mobilenet" in stem,
@@ -170,9 +172,12 @@ def lines(stem: str, row: dict) -> list[tuple[str, ...]]:
 
 
 def figure(figures: dict | None) -> str:
-    """40.8 / 21.3, 45.0, 58.5: AP, and those of small, medium and large objects where they are known."""
+    """40.8 / 21.3, 45.0, 58.5: AP, and those of small, medium and large objects where they are known. 80.0 / 61.8: of
+    PASCAL VOC at 0.5 and 0.7."""
     if not figures:
         return ""
+    if "AP70" in figures:
+        return f"{figures['AP50']:.1f} / {figures['AP70']:.1f}"
     sizes = [f"{figures[name]:.1f}" for name in "SML" if name in figures]
     return f"{figures['AP']:.1f}" + (f" / {', '.join(sizes)}" if sizes else "")
 

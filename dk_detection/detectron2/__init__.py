@@ -31,6 +31,7 @@ except ImportError as error:
 
 from dk_detection.detectron2 import data, flops
 from dk_detection.detectron2.backbones import DkMobileNetV2, DkReduceLast, DkResNetDW
+from dk_detection.detectron2.class_aware_rpn import DkClassAwareRPN, DkClassAwareRPNHead
 from dk_detection.detectron2.config import add_dk_config, get_config
 from dk_detection.detectron2.mimic import DkMimicRCNN
 from dk_detection.detectron2.networks import DkDeformable, to_deformable
@@ -38,8 +39,11 @@ from dk_detection.detectron2.poolers import DkROIHeads, DkROIPooler
 from dk_detection.detectron2.rfcn import DkVotePredictor
 from dk_detection.detectron2.solver import LearningRateFactors
 from dk_detection.detectron2.tta import DkRCNNWithTTA
+from dk_detection.detectron2.voc import DkVOCEvaluator
 
 __all__ = [
+    "DkClassAwareRPN",
+    "DkClassAwareRPNHead",
     "DkDeformable",
     "DkMimicRCNN",
     "DkMobileNetV2",
@@ -48,6 +52,7 @@ __all__ = [
     "DkROIPooler",
     "DkReduceLast",
     "DkResNetDW",
+    "DkVOCEvaluator",
     "DkVotePredictor",
     "LearningRateFactors",
     "add_dk_config",

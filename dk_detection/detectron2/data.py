@@ -6,6 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from dk_detection.datasets.coco_check import SAMPLE, CocoFile, check_labels
+from dk_detection.datasets.voc_check import check_voc
 from dk_detection.errors import UserError
 
 _SPLITS = ("train", "val")
@@ -33,7 +34,8 @@ def check_data(
     filter_empty: bool = True,
     num_classes: dict[str, int] | None = None,
 ) -> dict[str, dict]:
-    """Checks that data sets are registered and, as far as they are local COCO files, there and in order.
+    """Checks that data sets are registered and, as far as they are local files of COCO's or PASCAL VOC's
+    kind, there and in order.
 
     Says how many of their objects will be learned from and judged.
 
@@ -46,7 +48,7 @@ def check_data(
         num_classes: How many classes heads of the detector have, by their places in the config.
 
     Returns:
-        The content of the files that are read at once, by real path, for `coco_check.handed_on`.
+        The content of COCO's files that are read at once, by real path, for `coco_check.handed_on`.
 
     Raises:
         UserError: One of them is not.
@@ -56,6 +58,9 @@ def check_data(
         if name not in DatasetCatalog.list():
             raise UserError(f"no data set is registered as {name!r}")
         metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") == "pascal_voc" and "://" not in metadata.get("dirname", "://"):
+            _check_voc(name, metadata, num_classes or {})
+            continue
         path, folder = metadata.get("json_file"), metadata.get("image_root")
         for kind, value in (("annotation file", path), ("image folder", folder)):
             if value and "://" not in value and not os.path.exists(value):
@@ -77,12 +82,27 @@ def check_data(
             raise UserError(f"{name}: the annotation file {path} is broken: {error}") from error
         for line in lines:
             print(f"{path}: {line}", flush=True)
-        for place, number in (num_classes or {}).items():
-            if number != len(labels):
-                raise UserError(f"{place} is {number}, and {name} has {len(labels)} classes")
+        _check_classes(name, len(labels), num_classes or {})
         if name in train or not train:
             contents[os.path.realpath(path)] = file.content
     return contents
+
+
+def _check_voc(name: str, metadata, num_classes: dict[str, int]) -> None:
+    folder, classes = metadata.dirname, metadata.thing_classes
+    path = os.path.join(folder, "ImageSets", "Main", f"{metadata.split}.txt")
+    try:
+        line = check_voc(path, os.path.join(folder, "JPEGImages"), os.path.join(folder, "Annotations"), classes)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; {_advice(name, metadata)}") from error
+    print(f"{path}: {line}", flush=True)
+    _check_classes(name, len(classes), num_classes)
+
+
+def _check_classes(name: str, number: int, num_classes: dict[str, int]) -> None:
+    for place, wanted in num_classes.items():
+        if wanted != number:
+            raise UserError(f"{place} is {wanted}, and {name} has {number} classes")
 
 
 def _check_objects(file: CocoFile, learned: bool, judged: bool, masks: bool, rle: bool) -> list[str]:

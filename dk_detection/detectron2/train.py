@@ -7,6 +7,7 @@ folder named after the config, and errors that say what to do.
 import argparse
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from dk_detection.detectron2.data import check_data
 from dk_detection.detectron2.jobs import LazyJob, YamlJob, building, load_job, load_weights, reading, start
 from dk_detection.detectron2.solver import LearningRateFactors
 from dk_detection.detectron2.visualize_hook import hooks_for_pictures
+from dk_detection.detectron2.voc import DkVOCEvaluator
 from dk_detection.errors import UserError, catch_sigterm
 
 _DEFAULT_OUTPUT_DIR = "./output"  # Detectron2's, the same for all configs
@@ -107,8 +109,8 @@ def _load(args: argparse.Namespace) -> YamlJob | LazyJob:
     job.contents = check_data(**data) if comm.is_main_process() else {}
     if isinstance(job, YamlJob):  # a LazyConfig brings its evaluator
         for name in job.cfg.DATASETS.TEST:
-            if (kind := MetadataCatalog.get(name).get("evaluator_type")) != "coco":
-                raise UserError(f"{name}: only data sets of COCO's kind can be evaluated here, this one's is {kind}")
+            if (kind := MetadataCatalog.get(name).get("evaluator_type")) not in ("coco", "pascal_voc"):
+                raise UserError(f"{name}: only data sets like COCO and PASCAL VOC can be evaluated here, not of {kind}")
     if args.eval_only and not checkpoint:
         raise UserError(
             f"--eval-only: name a checkpoint with {job.WEIGHTS.format('CKPT')}, or write --resume for the last"
@@ -151,7 +153,7 @@ def _may_differ(key: str) -> bool:
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer, with learning-rate factors and COCO evaluation."""
+    """Detectron2's trainer, with learning-rate factors and the evaluation of COCO and PASCAL VOC."""
 
     @classmethod
     def build_model(cls, cfg):
@@ -181,6 +183,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, folder="inference"):
+        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
+            return DkVOCEvaluator(dataset_name)
         return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, folder))
 
     @classmethod
@@ -302,12 +306,16 @@ def _latest(trainer) -> dict:
 def _summarise(results: dict, output_dir: str) -> None:
     names = {"bbox": "box AP", "segm": "mask AP"}
     names |= {f"{kind}_TTA": f"{figure} with augmentation" for kind, figure in names.items()}
-    figures = []
+    figures, voc = [], []
     for key, value in results.items():
         *data_set, kind, metric = key.split("/")  # the data set is named where there are several
+        if f"{key.rpartition('/')[0]}/AP" not in results and re.fullmatch(r"AP\d\d", metric):  # of PASCAL VOC
+            voc.append(" ".join([*data_set, f"mAP@{int(metric[2:]) / 100:g} {value:.1f}"]))
         if metric == "AP" and kind in names:
             # Detectron2's nan: nothing was detected, or there is nothing to compare with.
             figures.append(" ".join([*data_set, names[kind], "undefined" if math.isnan(value) else f"{value:.1f}"]))
     if figures:
         print(f"{', '.join(figures)} (COCO metric, 0 to 100)", flush=True)
+    if voc:
+        print(f"{', '.join(voc)} (PASCAL VOC metric, 0 to 100)", flush=True)
     print(f"Everything is in {output_dir}", flush=True)

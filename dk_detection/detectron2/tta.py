@@ -32,9 +32,7 @@ class DkRCNNWithTTA(GeneralizedRCNNWithTTA):
         batch_size: int = 3,
         box_averaging: dict | None = None,
     ) -> None:
-        network = getattr(model, "module", model)
-        if not isinstance(network, GeneralizedRCNN):
-            raise UserError(f"test-time augmentation is for a GeneralizedRCNN, this is a {type(network).__name__}")
+        _check_network(getattr(model, "module", model))
         super().__init__(cfg, model, tta_mapper, batch_size)
         self.box_averaging = box_averaging
 
@@ -47,6 +45,11 @@ class DkRCNNWithTTA(GeneralizedRCNNWithTTA):
                 average_boxes(kept, merged.pred_classes, boxes, scores, labels, **self.box_averaging)
             )
         return merged
+
+
+def _check_network(network: nn.Module) -> None:
+    if not isinstance(network, GeneralizedRCNN):
+        raise UserError(f"test-time augmentation is for a GeneralizedRCNN, this is a {type(network).__name__}")
 
 
 def tta_of_yaml(cfg: CfgNode, model: nn.Module) -> DkRCNNWithTTA:
@@ -74,6 +77,7 @@ def tta_of_lazy_config(settings: DictConfig, model: nn.Module) -> DkRCNNWithTTA:
     """
     settings = OmegaConf.merge(DEFAULTS, settings)
     model = getattr(model, "module", model)
+    _check_network(model)
     heads = model.roi_heads
     cfg = get_cfg()
     cfg.MODEL.MASK_ON = heads.mask_on

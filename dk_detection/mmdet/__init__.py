@@ -21,6 +21,7 @@ except (ImportError, AssertionError) as error:  # mmdet asserts that mmcv and mm
     ) from error
 
 from dk_detection.mmdet import scope
+from dk_detection.mmdet.class_aware_rpn import DkClassAwareRPNHead
 from dk_detection.mmdet.contact_sheet import DkContactSheetHook
 from dk_detection.mmdet.data_checks import check_data
 from dk_detection.mmdet.dilated_c5 import DkReduceLast, DkSingleLevelRPNHead
@@ -33,6 +34,7 @@ from dk_detection.mmdet.visualize_hook import DkVisualizeHook
 from dk_detection.mmengine import models
 
 __all__ = [
+    "DkClassAwareRPNHead",
     "DkContactSheetHook",
     "DkMimicRCNN",
     "DkReduceLast",

@@ -1,20 +1,21 @@
-"""Looks at the COCO files that a config names before a run starts, so that a slip costs seconds and not an epoch."""
+"""Looks at the files of COCO and PASCAL VOC that a config names before a run starts: a slip costs seconds, no epoch."""
 
 import os
 from collections.abc import Iterator
 
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, XMLDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 
 from dk_detection.datasets.coco_check import SAMPLE, CocoFile, check_labels
+from dk_detection.datasets.voc_check import check_voc
 from dk_detection.errors import UserError
 from dk_detection.mmengine.data_checks import advice, check_heads, class_of, datasets_of, evaluators_of, is_local
 
 
 def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
-    """Checks all local COCO files of a config, and says how much of them will be learned from and judged.
+    """Checks all local files of COCO's and PASCAL VOC's kind, and says how much will be learned from and judged.
 
     Data sets and metrics derived from MMDetection's that read files in a way of their own are left alone.
 
@@ -23,7 +24,7 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
         modes: The data loaders and evaluators to look at, of "train", "val" and "test".
 
     Returns:
-        The content of the files by real path, for `coco_check.handed_on`.
+        The content of COCO's files by real path, for `coco_check.handed_on`.
 
     Raises:
         UserError: A file is missing or broken, or things that belong together do not fit.
@@ -46,7 +47,10 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
         labelled = mode != "test" or any(not evaluator.get("format_only") for _, evaluator in evaluators)
         classes, images, local = None, set(), True
         for where, dataset in datasets_of(cfg, mode):
-            if not _reads_as(class_of(dataset, DATASETS), CocoDataset, "load_data_list", "parse_data_info"):
+            kind = class_of(dataset, DATASETS)
+            if _reads_as(kind, XMLDataset, "load_data_list", "parse_data_info") and is_local(where, dataset):
+                _check_voc(cfg, where, dataset)
+            if not _reads_as(kind, CocoDataset, "load_data_list", "parse_data_info"):
                 continue
             if not is_local(where, dataset):
                 local = False
@@ -82,6 +86,18 @@ def check_data(cfg: Config, modes: tuple[str, ...]) -> dict[str, dict]:
                 raise UserError(f"{where}: there is nothing to compare with in the annotation file {path}: {tally}")
             print(f"{path}: judged: {tally}", flush=True)
     return {path: file.content for path, file in files.items()}
+
+
+def _check_voc(cfg: Config, where: str, dataset: dict) -> None:
+    path, classes = _path(where, dataset, "ann_file"), _classes(where, dataset)
+    check_heads(cfg, where, len(classes))
+    root = _path(where, dataset, "data_prefix", "sub_data_root")
+    folders = (dataset.get("img_subdir", "JPEGImages"), dataset.get("ann_subdir", "Annotations"))
+    try:
+        line = check_voc(path, *(os.path.join(root, folder) for folder in folders), classes)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}{advice(cfg, dataset)}") from error
+    print(f"{path}: {line}", flush=True)
 
 
 def _check_dataset(where, path, file, dataset, classes, mode, labelled, how_to_get) -> None:

@@ -14,6 +14,7 @@ import json
 import math
 import numbers
 import os
+import re
 import urllib.error
 import warnings
 
@@ -289,8 +290,15 @@ def _summarise(cfg: Config, mode: str) -> None:
         metrics = record["metrics"]
         names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP": "mask AP"}
         figures = [f"{name} {_figure(metrics[key])}" for key, name in names.items() if key in metrics]
+        voc = [
+            f"mAP@{int(key[-2:]) / 100:g} {100 * value:.1f}"
+            for key, value in metrics.items()
+            if re.fullmatch(r"pascal_voc/AP\d\d", key)
+        ]
         if figures:
             _say(f"{mode}: {', '.join(figures)} (COCO metric, 0 to 100)")
+        elif voc:
+            _say(f"{mode}: {', '.join(voc)} (PASCAL VOC metric, 0 to 100)")
         elif metrics:
             _say(f"{mode}: {', '.join(f'{key} {value:g}' for key, value in metrics.items())}")
         else:  # nothing was detected, or results were written only

@@ -14,7 +14,14 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 
 from dk_detection.config_files import DETECTRON2, framework_of
-from dk_detection.detectron2 import DkMimicRCNN, DkReduceLast, DkResNetDW, add_dk_config
+from dk_detection.detectron2 import (
+    DkClassAwareRPN,
+    DkMimicRCNN,
+    DkReduceLast,
+    DkResNetDW,
+    DkVOCEvaluator,
+    add_dk_config,
+)
 from dk_detection.detectron2.train import Trainer
 from dk_detection.layers._base import ZeroConv2d
 from tests import stems
@@ -25,11 +32,13 @@ ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(
     path for kind in ("py", "yaml") for path in (ROOT / "detectron2").rglob(f"*.{kind}") if path.parent.name != "_base_"
 )
+# One of those that differ in data, in dilation and in how many convolutions are deformable only.
+BUILT = {stems.parse(path.stem).build(): path for path in reversed(FILES)}
 # What is set wherever it stands in a model: proposals, samples, results; patches of 224 pixels take long. (A score
 # threshold below 0 lets a detector detect something even if its first step made it quite sure that there is nothing.)
 SMALL = {
     **dict(batch_size_per_image=32, test_topk_per_image=5, test_score_thresh=-1.0, num_blocks=1),
-    **dict(pre_nms_topk=[20, 20], post_nms_topk=[20, 20]),
+    **dict(pre_nms_topk=[20, 20], post_nms_topk=[20, 20], max_detections_per_image=5, anchor_boundary_thresh=-1),
 }
 
 
@@ -91,7 +100,18 @@ def test_the_same_stems_as_for_mmdetection():
     assert len({path.stem for path in FILES}) == len(FILES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in FILES if p not in BUILT.values()], ids=lambda path: path.stem)
+def test_config_that_differs_little(path):
+    """In the small network of the others the last convolutions would not be those that the config means."""
+    name = stems.parse(path.stem)
+    assert str(name) == path.stem
+    assert framework_of(path) == DETECTRON2
+    cfg = LazyConfig.load(str(path))
+    with torch.device("meta"):
+        check_contents(name, cfg, instantiate(cfg.model))
+
+
+@pytest.mark.parametrize("path", BUILT.values(), ids=lambda path: path.stem)
 def test_config(path):
     name = stems.parse(path.stem)
     assert str(name) == path.stem
@@ -106,10 +126,11 @@ def test_config(path):
     rates = {p: group["lr"] / base_rate for group in optimizer.param_groups for p in group["params"]}
     learning = {key: p for key, p in model.named_parameters() if p.requires_grad}
     assert rates.keys() == set(learning.values())
+    full_rate_of_offsets = not factors or path.parent.name == "dcnv1"
     branches = {p for m in model.modules() if isinstance(m, ZeroConv2d) for p in m.parameters()}
     for key, parameter in learning.items():
         parts = [part for part in factors if part in key]
-        full_rate = parameter not in branches or re.search("routing|attention", key) or not factors
+        full_rate = parameter not in branches or re.search("routing|attention", key) or full_rate_of_offsets
         assert parts or full_rate, f"no learning-rate factor for {key}"
         assert rates[parameter] == pytest.approx(factors[max(parts, key=len)] if parts else 1), key
 
@@ -139,14 +160,18 @@ def test_config(path):
 
 def check_contents(name, cfg, model) -> None:
     """That the model and the schedule are what the stem says."""
-    heads = model.roi_heads
-    assert heads.mask_on == (name.detector == "mask-rcnn")
-    assert isinstance(model.backbone, DkReduceLast) == (name.neck == "dc5")
+    heads = getattr(model, "roi_heads", None)
+    assert (heads is None) == isinstance(model, DkClassAwareRPN) == (name.detector == "class-aware-rpn")
+    assert heads is None or heads.mask_on == (name.detector == "mask-rcnn")
+    assert isinstance(model.backbone, DkReduceLast) == (name.neck != "fpn")
+    if name.neck != "fpn" and name.backbone != "r50-dw":
+        dilations = {block.conv2.dilation for block in model.backbone.bottom_up.res5}
+        assert dilations == {(name.dilation,) * 2}
     assert isinstance(model, DkMimicRCNN) == bool(name.mimic)
     if name.mimic:
         regions = {"mimic": "foreground", "mimic-bg": "background", "mimic-fgbg": "both"}[name.mimic]
         assert model.mimic.regions == regions
-    poolers = [heads.box_pooler, heads.mask_pooler] if heads.mask_on else [heads.box_pooler]
+    poolers = [] if heads is None else [heads.box_pooler, heads.mask_pooler] if heads.mask_on else [heads.box_pooler]
     for pooler in poolers:
         layers = list(getattr(pooler, "roi_layers", ()))
         if name.detector == "rfcn":
@@ -155,8 +180,22 @@ def check_contents(name, cfg, model) -> None:
             assert {type(layer) for layer in layers} == ({LAYERS[name.roi]} if name.roi else set())
 
     steps = cfg.train.max_iter if "train" in cfg else cfg.SOLVER.MAX_ITER
-    assert steps == {"1x": 90000, "16e": 117280, "240k": 240000, "1k": 1000}[name.schedule]
+    assert steps == {"1x": 90000, "16e": 117280, "240k": 240000, "30k": 30000, "1k": 1000}[name.schedule]
     data = cfg.dataloader.train.dataset.names if "dataloader" in cfg else cfg.DATASETS.TRAIN[0]
-    assert data == {"coco": "coco_2017_train", "deformed-shapes": "deformed_shapes_train"}[name.dataset]
+    names = {"coco": "coco_2017_train", "deformed-shapes": "deformed_shapes_train"}
+    names["voc0712"] = ["voc_2007_trainval", "voc_2012_trainval"]
+    assert data == names[name.dataset]
+    if name.dataset == "voc0712":
+        multiplier = instantiate(cfg.lr_multiplier)
+        assert (multiplier(19999 / 30000), multiplier(20001 / 30000)) == (1, 0.1)
+        assert isinstance(instantiate(cfg.dataloader.evaluator), DkVOCEvaluator)
+        assert cfg.dataloader.evaluator.dataset_name == "voc_2007_test"
+        anchors = getattr(model, "proposal_generator", model).anchor_generator
+        assert anchors.num_anchors == [9] and anchors.strides == [16]
+        assert (heads or model).num_classes == 20
+    if name.detector == "class-aware-rpn":
+        channels = model.anchor_generator.num_anchors[0] * (model.num_classes + 1)
+        assert model.head.objectness_logits.out_channels == channels
+        assert name.backbone != "r101" or model.head.conv.weight.shape == (512, 1024, 3, 3)
 
     name.check_layers(model.backbone)

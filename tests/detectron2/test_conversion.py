@@ -11,11 +11,13 @@ pytest.importorskip("mmdet", reason="MMDetection is not installed")
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 
 from dk_detection.checkpoint_names import to_detectron2, to_mmdet
 from dk_detection.detectron2 import DkDeformable, DkResNetDW
@@ -192,5 +194,54 @@ def test_rfcn(tmp_path, stem):
         del stage[1:]
     d2 = load(instantiate(model), mm, tmp_path)
     compare(mm, d2)
+    back = to_mmdet(d2.state_dict())
+    assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())
+
+
+@pytest.mark.parametrize("stem", ["class-aware-rpn_r50_dc5", "class-aware-rpn_r50-dconv-c5_dc5"])
+def test_class_aware_rpn(tmp_path, stem):
+    """What the heads give, and then the losses and the detections that each framework makes of it."""
+    cfg, model = narrow_dc5(mmdet_config(f"{stem}_1k_deformed-shapes"), detectron2_model(f"{stem}_1k_deformed-shapes"))
+    cfg.model.test_cfg.score_thr = model.get("network", model).test_score_thresh = 0.0
+    # All anchors are learned from: the samples are drawn at random.
+    cfg.model.train_cfg.sampler.update(num=10000, pos_fraction=1.0)
+    model.get("network", model).update(batch_size_per_image=10000, positive_fraction=1.0)
+    mm = mmdet_model(cfg)
+    for number in range(1, 5):
+        stage = getattr(mm.backbone, f"layer{number}")
+        del stage[1:]
+    mm.bbox_head.rpn_cls.weight.data.normal_(std=0.5)
+    d2 = load(instantiate(model), mm, tmp_path)
+    x = torch.randn(2, 3, HEIGHT, WIDTH, generator=IMAGES)
+    boxes = torch.tensor([[10.0, 12, 40, 43], [50, 20, 72, 40]])
+    with torch.no_grad():
+        theirs, ours = mm.extract_feat(x), d2.backbone(x)
+        close(ours["res5"], theirs[0], "conv5")
+        features = [ours["res5"]]
+        found = d2.head(features)
+        scores, offsets = mm.bbox_head(theirs)
+        for part, a, b, width in (("scores", found[0], scores, 7), ("boxes", found[1], offsets, 4)):
+            close(a[0], regroup(b[0], 3, 3, width), part)
+
+        size = (HEIGHT, WIDTH)
+        d2.training = True
+        truth = Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([4, 1]))
+        with EventStorage():
+            losses = d2.forward_training(None, features, found, [truth, truth])
+        truth = InstanceData(bboxes=boxes, labels=torch.tensor([4, 1]))
+        metas = [dict(img_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))] * 2
+        expected = mm.bbox_head.loss_by_feat(scores, offsets, [truth, truth], metas)
+        close(losses["loss_cls"], expected["loss_cls"][0], "loss of the classes")
+        close(losses["loss_box_reg"], expected["loss_bbox"][0], "loss of the boxes")
+        assert expected["loss_bbox"][0] > 0
+
+        images = ImageList(x, [size, size])
+        detections = d2.forward_inference(images, features, found)
+        expected = mm.bbox_head.predict_by_feat(scores, offsets, batch_img_metas=metas)
+        for a, b in zip(detections, expected, strict=True):
+            assert len(a) == len(b) > 10
+            close(a.scores, b.scores, "scores")
+            assert a.pred_classes.equal(b.labels)
+            close(a.pred_boxes.tensor, b.bboxes, "detections")
     back = to_mmdet(d2.state_dict())
     assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())

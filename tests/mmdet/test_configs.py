@@ -48,14 +48,16 @@ def test_config_is_what_its_name_says(path):
         factor = {"r50-dw": 0.01, "mobilenet-v2": 0.1}[name.backbone]
         rates = {"kernel_offset": factor, "conv_offset": factor}
         assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
-    if name.schedule == "240k":  # Deformable ConvNets, Section 4.1
-        rates = {}
+    if path.parent.name == "dcnv1":  # Deformable ConvNets, Sections 2.3 and 4.1
+        rates.pop("conv_offset")
         optimizer = cfg.optim_wrapper.optimizer
-        assert (optimizer.lr, cfg.param_scheduler[-1].milestones) == (0.001, [160000])
+        milestone = {"coco": 160000, "voc0712": 20000}[name.dataset]
+        assert (optimizer.lr, cfg.param_scheduler[-1].milestones) == (0.001, [milestone])
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
-    detector = {"mask-rcnn": "MaskRCNN", "ssd": "SingleStageDetector"}.get(name.detector, "FasterRCNN")
+    single_stage = name.detector in ("ssd", "class-aware-rpn")
+    detector = "SingleStageDetector" if single_stage else "MaskRCNN" if name.detector == "mask-rcnn" else "FasterRCNN"
     assert cfg.model.type == ("DkMimicRCNN" if name.mimic else detector)
-    box_head = cfg.model.bbox_head if name.detector == "ssd" else cfg.model.roi_head.bbox_head
+    box_head = cfg.model.bbox_head if single_stage else cfg.model.roi_head.bbox_head
     assert ("mask_head" in cfg.model.get("roi_head", {})) == (name.detector == "mask-rcnn")
 
     schedule = cfg.train_cfg
@@ -72,15 +74,27 @@ def test_config_is_what_its_name_says(path):
     assert last.end == schedule.get("max_epochs", schedule.get("max_iters"))
 
     dataset = cfg.train_dataloader.dataset
-    assert dataset.type == "CocoDataset"
-    if name.dataset == "coco":
+    assert dataset.type == ("ConcatDataset" if name.dataset == "voc0712" else "CocoDataset")
+    if name.dataset == "voc0712":
+        sets = [*dataset.datasets, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset]
+        files = [f"VOC{one}.txt" for one in ("2007/ImageSets/Main/trainval", "2012/ImageSets/Main/trainval")]
+        assert [one.ann_file for one in sets] == [*files, *2 * ["VOC2007/ImageSets/Main/test.txt"]]
+        assert {(one.type, one.data_root) for one in sets} == {("VOCDataset", "data/VOCdevkit/")}
+        assert all(one.ann_file.startswith(one.data_prefix.sub_data_root) for one in sets)
+        assert [step.scale for one in sets for step in one.pipeline if step.type == "Resize"] == 4 * [(1000, 600)]
+        assert box_head.num_classes == 20
+    elif name.dataset == "coco":
         assert dataset.data_root == cfg.val_dataloader.dataset.data_root == "data/coco/"
-        assert cfg.auto_scale_lr.base_batch_size == (8 if name.schedule == "240k" else 16)
+        assert cfg.auto_scale_lr.base_batch_size == (8 if path.parent.name == "dcnv1" else 16)
     else:
         assert dataset.data_root == cfg.val_dataloader.dataset.data_root == "data/deformed_shapes/"
         assert box_head.num_classes == len(dataset.metainfo.classes)
         assert dataset.metainfo.classes == cfg.val_dataloader.dataset.metainfo.classes == deformed_shapes.CLASSES
     for mode in ("val", "test"):
+        if name.dataset == "voc0712":
+            expected = dict(type="VOCMetric", metric="mAP", eval_mode="11points", iou_thrs=[0.5, 0.7])
+            assert {key: cfg[f"{mode}_evaluator"].get(key) for key in expected} == expected
+            continue
         loader = cfg[f"{mode}_dataloader"].dataset
         assert cfg[f"{mode}_evaluator"].ann_file == loader.data_root + loader.ann_file
         metric = cfg[f"{mode}_evaluator"].metric
@@ -99,11 +113,18 @@ def test_config_is_what_its_name_says(path):
     if name.detector == "ssd":
         name.check_layers(net)
         return
-    assert cfg.model.neck.type == {"fpn": "FPN", "dc5": "DkReduceLast"}[name.neck]
-    if name.neck == "dc5":
+    assert cfg.model.neck.type == ("FPN" if name.neck == "fpn" else "DkReduceLast")
+    if name.neck != "fpn":
         conv2 = [module for place, module in net.layer4.named_modules() if place.endswith("conv2")]
-        assert all((conv.stride, conv.dilation) == ((1, 1), (2, 2)) for conv in conv2)
-    heads = ["bbox", "mask"] if name.detector == "mask-rcnn" else ["bbox"]
+        assert all((conv.stride, conv.dilation) == ((1, 1), (name.dilation,) * 2) for conv in conv2)
+    if name.dataset == "voc0712":  # the anchors of Faster R-CNN
+        anchors = model.bbox_head.prior_generator if single_stage else model.rpn_head.prior_generator
+        assert (anchors.scales * anchors.strides[0][0]).tolist() == [128, 256, 512]
+    heads = [] if single_stage else ["bbox", "mask"] if name.detector == "mask-rcnn" else ["bbox"]
+    if name.detector == "class-aware-rpn":
+        head = model.bbox_head
+        assert head.rpn_cls.out_channels == head.num_base_priors * (box_head.num_classes + 1)
+        assert name.backbone != "r101" or head.rpn_conv.weight.shape == (512, 1024, 3, 3)
     for head, size in zip(heads, (7, 14), strict=False):
         layers = getattr(model.roi_head, f"{head}_roi_extractor").roi_layers
         if name.detector == "rfcn":
@@ -160,7 +181,11 @@ def test_twins_differ_in_their_layers_only(path):
 
 @pytest.mark.parametrize(
     ("variable", "name"),
-    [("DK_COCO_ROOT", "dcnv2/mask-rcnn_r50_fpn_1x_coco.py"), ("DK_DEFORMED_SHAPES_ROOT", "deformed_shapes")],
+    [
+        ("DK_COCO_ROOT", "dcnv2/mask-rcnn_r50_fpn_1x_coco.py"),
+        ("DK_DEFORMED_SHAPES_ROOT", "deformed_shapes"),
+        ("DK_VOC_ROOT", "dcnv1/rfcn_r101_dc5_30k_voc0712.py"),
+    ],
 )
 def test_data_root_from_the_environment(monkeypatch, variable, name):
     path = ROOT / name
@@ -168,6 +193,8 @@ def test_data_root_from_the_environment(monkeypatch, variable, name):
     for value in ("/some/where", "/some/where/"):
         monkeypatch.setenv(variable, value)
         cfg = Config.fromfile(path)
-        paths = [cfg[f"{mode}_dataloader"].dataset.data_root for mode in ("train", "val", "test")]
-        paths += [cfg[f"{mode}_evaluator"].ann_file for mode in ("val", "test")]
+        sets = [cfg[f"{mode}_dataloader"].dataset for mode in ("train", "val", "test")]
+        paths = [one.data_root for each in sets for one in each.get("datasets", [each])]
+        if variable != "DK_VOC_ROOT":  # whose metric reads no file
+            paths += [cfg[f"{mode}_evaluator"].ann_file for mode in ("val", "test")]
         assert all(path.startswith("/some/where/") for path in paths)

@@ -16,6 +16,7 @@ import torch
 from dk_detection.datasets import deformed_shapes
 from dk_detection.errors import UserError
 from dk_detection.mmengine.options import load_config
+from tests import voc
 from tests.tools.command_line import ROOT, SCRIPT, Done, plain, refused, running, without
 
 CONFIG = ROOT / re.search(r"^CONFIG \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
@@ -453,6 +454,23 @@ def test_eval_only(train_net, config, trained, tmp_path):
     assert json.loads((work_dir / "test.bbox.json").read_text()) == json.loads(
         (trained[0] / "val.bbox.json").read_text()
     )
+
+
+def test_pascal_voc(train_net, tmp_path):
+    """A narrow network on a miniature of its folders; the figures are VOC's."""
+    base = ROOT / "configs" / "mmdet" / "dcnv1" / "class-aware-rpn_r101_dc5_30k_voc0712.py"
+    narrow = (
+        "backbone=dict(depth=50, base_channels=8, stem_channels=8, init_cfg=None), neck=dict(in_channels=256)"
+        ", train_cfg=dict(allowed_border=-1), test_cfg=dict(score_thr=0.0)"
+    )
+    (tmp_path / "voc.py").write_text(f"{TINY.format(base=base.as_posix())}model = dict({narrow})\n", encoding="utf-8")
+    environment = {"DK_VOC_ROOT": str(voc.make(tmp_path / "data"))}
+    done = train_net("--config", tmp_path / "voc.py", "--work-dir", tmp_path / "run", env=environment)
+    assert done.code == 0, done.err
+    assert done.out.count("2 pictures; 20 of 20 objects of 2 of them are of the classes") == 3
+    assert re.search(r"^val: mAP@0\.5 [\d.]+, mAP@0\.7 [\d.]+ \(PASCAL VOC metric, 0 to 100\)$", done.out, re.MULTILINE)
+    figures = json.loads((tmp_path / "run" / "val.metrics.json").read_text())["metrics"]
+    assert figures.keys() == {"pascal_voc/mAP", "pascal_voc/AP50", "pascal_voc/AP70"}
 
 
 def test_detector_that_finds_nothing(train_net, config, trained, tmp_path):

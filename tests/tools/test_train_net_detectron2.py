@@ -161,7 +161,7 @@ def test_config_of_the_other_framework(train_net):
         (
             "tiny.yaml",
             ["DATASETS.TEST", "('cityscapes_fine_instance_seg_val',)"],
-            "cityscapes_fine_instance_seg_val: only data sets of COCO's kind can be evaluated here",
+            "cityscapes_fine_instance_seg_val: only data sets like COCO and PASCAL VOC can be evaluated here",
         ),
         (
             "tiny.yaml",

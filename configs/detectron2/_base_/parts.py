@@ -6,7 +6,15 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
-from dk_detection.detectron2 import DkDeformable, DkMimicRCNN, DkROIPooler, DkVotePredictor
+from dk_detection.detectron2 import (
+    DkClassAwareRPN,
+    DkClassAwareRPNHead,
+    DkDeformable,
+    DkMimicRCNN,
+    DkROIPooler,
+    DkVOCEvaluator,
+    DkVotePredictor,
+)
 from dk_detection.layers import table
 
 KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'tta')
@@ -21,6 +29,19 @@ def deform_convs(model, token, stages, convs='conv2'):
     """Exchanges the 3x3 convolutions of stages, '345' for conv3 to conv5. In ResNet-18 they are 'conv[12]'."""
     return L(DkDeformable)(
         network=model, exchange=[dict(layer=token, select=f'backbone.bottom_up.res[{stages}].*.{convs}')])
+
+
+def deform_last_convs(model, token, number):
+    """Exchanges the last 3x3 convolutions of ResNet-101, up to six of them."""
+    convs = ['res4.20', 'res4.21', 'res4.22', 'res5.0', 'res5.1', 'res5.2'][-number:]
+    return L(DkDeformable)(
+        network=model,
+        exchange=[dict(layer=token, select=[f'backbone.bottom_up.{conv}.conv2' for conv in convs])])
+
+
+def dilate(model, dilation):
+    """Another dilation of the 3x3 convolutions of conv5."""
+    model.backbone.bottom_up.stages[3].dilation = dilation
 
 
 def deform_pooling(model, optimizer, token):
@@ -54,6 +75,53 @@ def vote(model, channels, output_size):
 def deform_votes(model):
     """Deformable position-sensitive RoI pooling in an R-FCN."""
     detector(model).roi_heads.box_pooler.deform = True
+
+
+def class_aware_rpn(model, channels):
+    """Class-aware RPN with the anchors, the backbone and the RPN of a Faster R-CNN, on conv5 reduced to `channels`."""
+    rpn, backbone, predictor = model.proposal_generator, model.backbone, model.roi_heads.box_predictor
+    backbone.out_channels = channels
+    backbone.bottom_up.out_features = ['res5']
+    return L(DkClassAwareRPN)(
+        backbone=backbone,
+        head=L(DkClassAwareRPNHead)(
+            in_channels=channels,
+            num_anchors=rpn.head.num_anchors,
+            num_classes='${..num_classes}',
+            conv_dims=rpn.head.conv_dims),
+        head_in_features=['res5'],
+        anchor_generator=rpn.anchor_generator,
+        box2box_transform=rpn.box2box_transform,
+        anchor_matcher=rpn.anchor_matcher,
+        num_classes=model.roi_heads.num_classes,
+        batch_size_per_image=rpn.batch_size_per_image,
+        positive_fraction=rpn.positive_fraction,
+        anchor_boundary_thresh=0,
+        smooth_l1_beta=1 / 9,
+        test_score_thresh=predictor.test_score_thresh,
+        test_topk_candidates=1000,
+        test_nms_thresh=0.5,
+        max_detections_per_image=predictor.get('test_topk_per_image', 100),
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        input_format=model.input_format)
+
+
+def use_voc0712(model, dataloader, lr_multiplier, train):
+    """PASCAL VOC in place of COCO (Deformable ConvNets, 2017, Section 4.1): training on trainval of 2007 and 2012 for
+    30,000 batches, evaluation on test of 2007. Anchors are those of Faster R-CNN (2015)."""
+    heads, rpn = model.get('roi_heads', model), model.get('proposal_generator', model)
+    heads.num_classes = 20
+    if 'output_channels' in heads.get('box_pooler', {}):  # of R-FCN
+        heads.box_pooler.output_channels = 20 + 1 + 4
+    rpn.anchor_generator.sizes = [[128, 256, 512]]
+    rpn.head.num_anchors = 9
+    dataloader.train.dataset.names = ['voc_2007_trainval', 'voc_2012_trainval']
+    dataloader.test.dataset.names = 'voc_2007_test'
+    dataloader.evaluator = L(DkVOCEvaluator)(dataset_name='${..test.dataset.names}')
+    train.update(max_iter=30000, eval_period=10000)
+    lr_multiplier.scheduler.update(milestones=[20000], num_updates=30000)
+    lr_multiplier.warmup_length = 500 / 30000
 
 
 def mimic(model, **options):

@@ -1,20 +1,9 @@
-# R-FCN (2016) as in Deformable ConvNets (2017), Section 4.1: proposals from conv4; conv5 at stride 16, dilated, reduced
-# to 1024 channels by a 1x1 convolution; score and box maps of 7x7 bins, 128 RoIs an image, shorter sides of 600 pixels.
+# R-FCN (2016) as in Deformable ConvNets (2017), Section 4.1: as Faster R-CNN there; conv5 reduced to 1024 channels,
+# score and box maps of 7x7 bins.
 from detectron2.config import LazyConfig
 
-from .._base_.parts import use_r101, vote
-from .._base_.schedule_240k import lr_multiplier, optimizer, train
+from .._base_.parts import KEYS, vote
 
-dataloader, model, tta = LazyConfig.load_rel(
-    '../dcnv2/faster-rcnn_r50_dc5_16e_coco.py', ('dataloader', 'model', 'tta'))
-use_r101(model, dataloader, train, dilated=True)
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel('faster-rcnn_r101_dc5_240k_coco.py', KEYS)
 model.backbone.out_channels = 1024
-model.backbone.bottom_up.freeze_at = 2
-model.proposal_generator.post_nms_topk = (2000, 300)
-model.proposal_generator.head.conv_dims = [512]
-model.roi_heads.batch_size_per_image = 128
-model.roi_heads.box_predictor.test_nms_thresh = 0.5
 vote(model, 1024, 7)
-dataloader.train.total_batch_size = 8
-dataloader.train.mapper.augmentations[0].update(short_edge_length=[600], max_size=1000)
-dataloader.test.mapper.augmentations[0].update(short_edge_length=600, max_size=1000)

@@ -1,6 +1,6 @@
 # A Mask R-CNN for objects of 14 to 60 pixels that learns from scratch on two CPU cores within ten minutes: narrow, with
 # few proposals, and with normalisations wherever no pretrained weights stand in for them.
-_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/deformed_shapes.py', '../_base_/runtime.py']
+_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/deformed_shapes.py', '../_base_/schedule_1k.py']
 
 roi_extractor = dict(out_channels=64, featmap_strides=[4, 8, 16], finest_scale=28, roi_layer=dict(sampling_ratio=1))
 model = dict(
@@ -29,20 +29,4 @@ model = dict(
         rcnn=dict(sampler=dict(num=48, pos_fraction=0.33))),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=50)))
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=1000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=100, end=1000, T_max=900),
-]
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05),
-    clip_grad=dict(max_norm=5),
-    paramwise_cfg=dict(custom_keys={'conv_offset': dict(lr_mult=0.1), 'kernel_offset': dict(lr_mult=0.1)}))
-default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2), logger=dict(interval=20))
-log_processor = dict(by_epoch=False)
 custom_hooks = [dict(type='DkContactSheetHook', layer='backbone.layer3.1.conv2')]
-randomness = dict(seed=0)

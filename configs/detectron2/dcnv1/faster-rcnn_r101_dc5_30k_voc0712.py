@@ -1,0 +1,7 @@
+from detectron2.config import LazyConfig
+
+from .._base_.parts import KEYS, use_voc0712
+
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel(
+    'faster-rcnn_r101_dc5_240k_coco.py', KEYS)
+use_voc0712(model, dataloader, lr_multiplier, train)

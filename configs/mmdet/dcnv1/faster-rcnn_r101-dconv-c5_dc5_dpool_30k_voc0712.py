@@ -1,0 +1,9 @@
+_base_ = 'faster-rcnn_r101_dc5_30k_voc0712.py'
+
+model = dict(
+    backbone=dict(
+        type='DkDeformable', network='ResNet', exchange=[dict(layer='dconv', select='layer4.*.conv2')]),
+    roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type='DkDeformRoIPool'))))
+
+# Section 2.3.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'offset_fc': dict(lr_mult=0.01)}))

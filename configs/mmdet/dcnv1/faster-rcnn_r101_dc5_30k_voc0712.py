@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/faster-rcnn_r50_dc5_v1.py',
+    '../_base_/voc0712.py',
+    '../_base_/schedule_30k.py',
+]
+
+model = dict(
+    backbone=dict(depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')),
+    rpn_head=dict(anchor_generator=dict(scales=[8, 16, 32])),
+    roi_head=dict(bbox_head=dict(num_classes=20)))

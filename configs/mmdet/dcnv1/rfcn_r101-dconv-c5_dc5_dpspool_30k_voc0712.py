@@ -1,0 +1,6 @@
+_base_ = 'rfcn_r101_dc5_30k_voc0712.py'
+
+model = dict(
+    backbone=dict(
+        type='DkDeformable', network='ResNet', exchange=[dict(layer='dconv', select='layer4.*.conv2')]),
+    roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(deform=True))))

@@ -1,0 +1,4 @@
+_base_ = 'rfcn_r101_dc5_30k_voc0712.py'
+
+model = dict(
+    roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(deform=True))))
