@@ -14,7 +14,7 @@ _LAYER = re.compile(
     rf"-(?P<token>{_CONVS})(-s(?P<scope>\d))?(?P<pointwise>-1x1)?(-c(?P<first>\d)(-c(?P<last>\d))?)?(?=-|$)"
 )
 _STEM = re.compile(
-    r"((?P<detector>faster-rcnn|mask-rcnn|rfcn|ssd)_)?(?P<backbone>r\d+-dw|r\d+|x101-32x8d|mobilenet-v2|shallow9|alexnet)"
+    r"((?P<detector>faster-rcnn|mask-rcnn|rfcn|ssd)_)?(?P<backbone>r\d+-dw|r\d+|x101-32x8d|air|mobilenet-v2|shallow9|alexnet)"
     rf"(?P<layers>(-({_CONVS})(-1x1|-[cs]\d)*)*)"
     rf"(_(?P<neck>fpn|dc5))?(_(?P<roi>{_ROI_LAYERS}))?(_(?P<mimic>mimic(-bg|-fgbg)?))?"
     r"_(?P<schedule>1x|16e|90e|\d+(\.\d+)?k)_(?P<dataset>coco|deformed-shapes|imagenet)"

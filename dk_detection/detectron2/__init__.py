@@ -30,7 +30,7 @@ except ImportError as error:
     ) from error
 
 from dk_detection.detectron2 import data, flops
-from dk_detection.detectron2.backbones import DkMobileNetV2, DkReduceLast, DkResNetDW
+from dk_detection.detectron2.backbones import DkAlignedInceptionResNet, DkMobileNetV2, DkReduceLast, DkResNetDW
 from dk_detection.detectron2.config import add_dk_config, get_config
 from dk_detection.detectron2.mimic import DkMimicRCNN
 from dk_detection.detectron2.networks import DkDeformable, to_deformable
@@ -40,6 +40,7 @@ from dk_detection.detectron2.solver import LearningRateFactors
 from dk_detection.detectron2.tta import DkRCNNWithTTA
 
 __all__ = [
+    "DkAlignedInceptionResNet",
     "DkDeformable",
     "DkMimicRCNN",
     "DkMobileNetV2",

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig, ListConfig
 
 from dk_detection.config_files import DETECTRON2, framework_of
-from dk_detection.detectron2 import DkMimicRCNN, DkReduceLast, DkResNetDW, add_dk_config
+from dk_detection.detectron2 import DkAlignedInceptionResNet, DkMimicRCNN, DkReduceLast, DkResNetDW, add_dk_config
 from dk_detection.detectron2.train import Trainer
 from dk_detection.layers._base import ZeroConv2d
 from tests import stems
@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2] / "configs"
 FILES = sorted(
     path for kind in ("py", "yaml") for path in (ROOT / "detectron2").rglob(f"*.{kind}") if path.parent.name != "_base_"
 )
+OUR_NETWORKS = (DkAlignedInceptionResNet, DkResNetDW)
+OUR_NETWORKS += tuple(f"{network.__module__}.{network.__qualname__}" for network in OUR_NETWORKS)
 # What is set wherever it stands in a model: proposals, samples, results; patches of 224 pixels take long. (A score
 # threshold below 0 lets a detector detect something even if its first step made it quite sure that there is nothing.)
 SMALL = {
@@ -56,7 +58,7 @@ def shrink(part) -> None:
                 part[key] = {**value, "max_rois": 2, "patch_size": 64}
             else:
                 shrink(value)
-        if part.get("_target_") in (DkResNetDW, "dk_detection.detectron2.backbones.DkResNetDW"):
+        if part.get("_target_") in OUR_NETWORKS:
             part.blocks = (1, 1, 1, 1)
 
 
@@ -110,6 +112,7 @@ def test_config(path):
     for key, parameter in learning.items():
         parts = [part for part in factors if part in key]
         full_rate = parameter not in branches or re.search("routing|attention", key) or not factors
+        full_rate = full_rate or (name.schedule == "240k" and "conv_offset" in key)  # Deformable ConvNets, Section 2.3
         assert parts or full_rate, f"no learning-rate factor for {key}"
         assert rates[parameter] == pytest.approx(factors[max(parts, key=len)] if parts else 1), key
 

@@ -49,7 +49,7 @@ def test_config_is_what_its_name_says(path):
         rates = {"kernel_offset": factor, "conv_offset": factor}
         assert cfg.optim_wrapper.optimizer.weight_decay == 4e-5
     if name.schedule == "240k":  # Deformable ConvNets, Section 4.1
-        rates = {}
+        rates = {"offset_fc": 0.01} if name.roi == "dpool" else {}
         optimizer = cfg.optim_wrapper.optimizer
         assert (optimizer.lr, cfg.param_scheduler[-1].milestones) == (0.001, [160000])
     assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()} == rates
@@ -103,6 +103,8 @@ def test_config_is_what_its_name_says(path):
     if name.neck == "dc5":
         conv2 = [module for place, module in net.layer4.named_modules() if place.endswith("conv2")]
         assert all((conv.stride, conv.dilation) == ((1, 1), (2, 2)) for conv in conv2)
+        if name.dataset == "coco":
+            assert cfg.model.neck.out_channels == (1024 if name.detector == "rfcn" else 256)
     heads = ["bbox", "mask"] if name.detector == "mask-rcnn" else ["bbox"]
     for head, size in zip(heads, (7, 14), strict=False):
         layers = getattr(model.roi_head, f"{head}_roi_extractor").roi_layers
@@ -115,6 +117,9 @@ def test_config_is_what_its_name_says(path):
         assert name.schedule != "16e" or {layer.sampling_ratio for layer in layers} == {2}
     if name.backbone in OUR_NETWORKS:  # the paper's scope, and as many experts as its parameters say
         name.check_layers(net, dict(num_experts={"r50-dw": 2, "mobilenet-v2": 8}[name.backbone]))
+    elif name.backbone == "air":
+        assert (type(net).__name__, net.frozen_stages) == ("DkAlignedInceptionResNet", 1)
+        name.check_layers(net)
     else:
         assert net.depth == int(re.search(r"\d+", name.backbone)[0])
         if name.backbone == "x101-32x8d":

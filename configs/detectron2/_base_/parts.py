@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
-from dk_detection.detectron2 import DkDeformable, DkMimicRCNN, DkROIPooler, DkVotePredictor
+from dk_detection.detectron2 import DkAlignedInceptionResNet, DkDeformable, DkMimicRCNN, DkROIPooler, DkVotePredictor
 from dk_detection.layers import table
 
 KEYS = ('dataloader', 'lr_multiplier', 'model', 'optimizer', 'train', 'tta')
@@ -54,6 +54,18 @@ def vote(model, channels, output_size):
 def deform_votes(model):
     """Deformable position-sensitive RoI pooling in an R-FCN."""
     detector(model).roi_heads.box_pooler.deform = True
+
+
+def as_in_dcnv1(model, dataloader):
+    """What the detectors of Deformable ConvNets (2017), Section 4.1, have in common: an RPN of 512 channels and 300
+    proposals on conv4, 128 RoIs an image, one image on each of 8 GPUs, shorter sides of 600 pixels."""
+    model.proposal_generator.post_nms_topk = (2000, 300)
+    model.proposal_generator.head.conv_dims = [512]
+    model.roi_heads.batch_size_per_image = 128
+    model.roi_heads.box_predictor.test_nms_thresh = 0.5
+    dataloader.train.total_batch_size = 8
+    dataloader.train.mapper.augmentations[0].update(short_edge_length=[600], max_size=1000)
+    dataloader.test.mapper.augmentations[0].update(short_edge_length=600, max_size=1000)
 
 
 def mimic(model, **options):
@@ -122,3 +134,15 @@ def use_x101(model, dataloader, train, **options):
     detector(model).backbone.bottom_up.stages = resnet(101, groups=32, width_per_group=8, **options)
     set_pixels(model, dataloader, 'BGR', [103.53, 116.28, 123.675], [57.375, 57.12, 58.395])
     train.init_checkpoint = 'detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl'
+
+
+def use_air(model, dataloader, train):
+    """Aligned-Inception-ResNet with conv5 at stride 16. Weights of it, trained on ImageNet, are published nowhere;
+    configs/imagenet makes them. The environment variable DK_AIR_CHECKPOINT says where yours lie (docs/configs.md)."""
+    model.backbone.bottom_up = L(DkAlignedInceptionResNet)(
+        dilated_c5=True, out_indices=(2, 3), frozen_stages=1, norm_eval=True)
+    set_pixels(model, dataloader, 'RGB', [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    checkpoint = os.environ.get('DK_AIR_CHECKPOINT', 'work_dirs/air_90e_imagenet/backbone.pth')
+    train.init_checkpoint = f'{checkpoint}?matching_heuristics=True'
+    # Nothing is exchanged here; but the whole detector then understands the short names of the backbone's weights.
+    return L(DkDeformable)(network=model, exchange=[])

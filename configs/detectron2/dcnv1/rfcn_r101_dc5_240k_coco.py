@@ -2,7 +2,7 @@
 # to 1024 channels by a 1x1 convolution; score and box maps of 7x7 bins, 128 RoIs an image, shorter sides of 600 pixels.
 from detectron2.config import LazyConfig
 
-from .._base_.parts import use_r101, vote
+from .._base_.parts import as_in_dcnv1, use_r101, vote
 from .._base_.schedule_240k import lr_multiplier, optimizer, train
 
 dataloader, model, tta = LazyConfig.load_rel(
@@ -10,11 +10,5 @@ dataloader, model, tta = LazyConfig.load_rel(
 use_r101(model, dataloader, train, dilated=True)
 model.backbone.out_channels = 1024
 model.backbone.bottom_up.freeze_at = 2
-model.proposal_generator.post_nms_topk = (2000, 300)
-model.proposal_generator.head.conv_dims = [512]
-model.roi_heads.batch_size_per_image = 128
-model.roi_heads.box_predictor.test_nms_thresh = 0.5
+as_in_dcnv1(model, dataloader)
 vote(model, 1024, 7)
-dataloader.train.total_batch_size = 8
-dataloader.train.mapper.augmentations[0].update(short_edge_length=[600], max_size=1000)
-dataloader.test.mapper.augmentations[0].update(short_edge_length=600, max_size=1000)
