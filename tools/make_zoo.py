@@ -51,7 +51,7 @@ python tools/make_zoo.py --add STEM --figures figures.json --framework mmdet --c
 """
 # Titles, and which rows are below them; the first that fits counts.
 SECTIONS = {
-    "Deformable ConvNets, R-FCN": lambda stem: "_240k_" in stem,
+    "Deformable ConvNets": lambda stem: "_240k_" in stem,
     "Deformable ConvNets v2, Faster R-CNN": lambda stem: "_dc5" in stem and "_16e_" in stem,
     "Deformable ConvNets v2, Mask R-CNN": lambda stem: "_16e_" in stem,
     "Deformable Kernels, Faster R-CNN": lambda stem: "_r50-dw" in stem or "_mobilenet" in stem,

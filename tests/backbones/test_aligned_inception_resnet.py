@@ -1,5 +1,7 @@
 """Aligned-Inception-ResNet: Appendix B of Deformable ConvNets (2017)."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from dk_detection.layers import DeformConv2d
 from dk_detection.layers._base import ZeroConv2d
 from tests.networks import AIR, settled
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = dict(blocks=(1, 1, 1, 2))
 
 
@@ -131,3 +134,62 @@ def test_wrong_blocks(blocks):
 def test_wrong_block():
     with pytest.raises(ValueError, match="InceptionResidualBlock: groups must be 1 and base_width 64, got 2, 64"):
         InceptionResidualBlock(16, 4, groups=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """What DkBackboneHook leaves of a small classifier, for the configs to start from; its weights."""
+    net = settled(AlignedInceptionResNet(blocks=(1, 1, 1, 1)))
+    torch.save(net.state_dict(), tmp_path / "backbone.pth")
+    monkeypatch.setenv("DK_AIR_CHECKPOINT", str(tmp_path / "backbone.pth"))
+    return net.state_dict()
+
+
+def same_weights(backbone: nn.Module, weights: dict) -> None:
+    own = {key: value for key, value in backbone.state_dict().items() if "conv_offset" not in key}
+    assert own.keys() == weights.keys()
+    assert all(torch.equal(own[key], weights[key]) for key in own)
+
+
+def test_a_detector_of_mmdet_starts_from_the_classifier(checkpoint):
+    pytest.importorskip("mmdet", reason="MMDetection is not installed")
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+
+    import dk_detection.mmdet  # noqa: F401
+
+    cfg = Config.fromfile(CONFIGS / "mmdet/dcnv1/rfcn_air-dconv-c5_dc5_dpspool_240k_coco.py")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        backbone = MODELS.build({**cfg.model.backbone, "blocks": (1, 1, 1, 1)})
+        backbone.init_weights()
+    same_weights(backbone, checkpoint)
+
+
+def test_a_detector_of_detectron2_starts_from_the_classifier(checkpoint):
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import LazyConfig, instantiate
+
+    cfg = LazyConfig.load(str(CONFIGS / "detectron2/dcnv1/faster-rcnn_air-dconv-c5_dc5_dpool_240k_coco.py"))
+    cfg.model.network.backbone.bottom_up.blocks = (1, 1, 1, 1)
+    detector = instantiate(cfg.model)
+    DetectionCheckpointer(detector).load(cfg.train.init_checkpoint)
+    same_weights(detector.backbone.bottom_up, checkpoint)
+
+
+def test_fpn_by_yaml():
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_backbone
+
+    from dk_detection.detectron2 import DkAlignedInceptionResNet, add_dk_config
+
+    cfg = get_cfg()
+    add_dk_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.DK.BACKBONE = "build_dk_fpn_backbone", "aligned-inception-resnet"
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    with torch.device("meta"):
+        fpn = build_backbone(cfg)
+    assert isinstance(fpn.bottom_up, DkAlignedInceptionResNet)
+    assert fpn.bottom_up.frozen_stages == cfg.MODEL.BACKBONE.FREEZE_AT - 1
+    assert [shape.stride for shape in fpn.output_shape().values()] == [4, 8, 16, 32, 64]
