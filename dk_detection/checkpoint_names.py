@@ -112,11 +112,16 @@ def _kept(state: Mapping) -> list[tuple]:
 
 
 def _has_our_network(state: Mapping) -> bool:
-    """Whether a detector of MMDetection stands on a network of ours: MobileNet-V2, or a ResNet with depthwise conv2."""
+    """Whether a detector of MMDetection stands on a network of ours.
+
+    That is MobileNet-V2, Aligned-Inception-ResNet, or a ResNet with depthwise conv2.
+    """
+    if any(name.startswith(("backbone.features.", "backbone.layer1.0.reduce1.")) for name in state):
+        return True
     conv2 = "backbone.layer1.0.conv2"
     weight = state.get(f"{conv2}.weight", state.get(f"{conv2}.lifted_weight"))
     if weight is None:
-        return any(name.startswith("backbone.features.") for name in state)
+        return False
     experts = state[f"{conv2}.routing.weight"].shape[0] if f"{conv2}.routing.weight" in state else 1
     return weight.shape[1] == experts
 

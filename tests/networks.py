@@ -16,6 +16,14 @@ MOBILENET_V2 = {
     "3x3 in c5": "features.1[4-7].conv.1.0",
     "1x1 in c3": ["features.[456].conv.0.0", "features.[456].conv.2"],
 }
+AIR = {
+    "3x3": "layer*.conv?",
+    "3x3 in c2": "layer1.*.conv?",
+    "3x3 in c3-c5": "layer[234].*.conv?",
+    "1x1": ["layer*.reduce?", "layer*.expand"],
+    "3x3 in c5": "layer4.*.conv?",
+    "1x1 in c3": ["layer2.*.reduce?", "layer2.*.expand"],
+}
 
 
 # Options with which a layer at rest is exactly the rigid one, where it is not so by itself: kernels that do not smooth.

@@ -16,7 +16,7 @@ _LAYER = re.compile(
 )
 _STEM = re.compile(
     r"((?P<detector>faster-rcnn|mask-rcnn|rfcn|class-aware-rpn|ssd|deeplab)_)?"
-    r"(?P<backbone>r\d+-dw|r\d+|x101-32x8d|mobilenet-v2|shallow9|alexnet)"
+    r"(?P<backbone>r\d+-dw|r\d+|x101-32x8d|air|mobilenet-v2|shallow9|alexnet)"
     rf"(?P<layers>(-({_CONVS})(-1x1|-[csl]\d)*)*)"
     rf"(_(?P<neck>fpn|dc5(-d\d)?))?(_(?P<roi>{_ROI_LAYERS}))?(_(?P<mimic>mimic(-bg|-fgbg)?))?"
     r"_(?P<schedule>1x|16e|90e|\d+(\.\d+)?k)_(?P<dataset>coco|voc0712|voc12aug|cityscapes|deformed-shapes|imagenet)"

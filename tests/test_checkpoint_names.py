@@ -28,3 +28,11 @@ def test_unknown_names_and_anchors_that_do_not_fit():
         to_detectron2({"bbox_head.cls.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="15 channels, which 4 aspect ratios"):
         to_detectron2({"rpn_head.rpn_cls.weight": torch.zeros(15, 2, 1, 1)}, num_ratios=4)
+
+
+def test_aligned_inception_resnet_has_the_same_names_in_both():
+    names = ("conv1", "layer1.0.reduce1", "layer4.2.conv3", "layer4.2.conv3.conv_offset", "layer2.0.downsample.0")
+    state = {f"backbone.{name}.weight": torch.zeros(1) for name in names}
+    converted = to_detectron2(state)
+    assert list(converted) == [f"backbone.bottom_up.{name}.weight" for name in names]
+    assert list(to_mmdet(converted)) == list(state)

@@ -6,12 +6,16 @@ import torch
 from torch import nn
 from torchvision import models
 
-from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.backbones import AlignedInceptionResNet, MobileNetV2, ResNetDW
 from dk_detection.complexity.counting import Part, count_network
 from dk_detection.convert import exchanges, fold_scopes, to_deformable
 from dk_detection.errors import UserError
 
-BACKBONES = {"resnet50-dw": ResNetDW, "mobilenet-v2": MobileNetV2}
+BACKBONES = {
+    "resnet50-dw": ResNetDW,
+    "mobilenet-v2": MobileNetV2,
+    "aligned-inception-resnet": AlignedInceptionResNet,
+}
 
 
 def count_backbone(name: str, shape: tuple[int, int] = (224, 224), exchange: Sequence[dict] = ()) -> list[Part]:

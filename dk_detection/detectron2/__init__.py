@@ -30,7 +30,7 @@ except ImportError as error:
     ) from error
 
 from dk_detection.detectron2 import data, flops
-from dk_detection.detectron2.backbones import DkMobileNetV2, DkReduceLast, DkResNetDW
+from dk_detection.detectron2.backbones import DkAlignedInceptionResNet, DkMobileNetV2, DkReduceLast, DkResNetDW
 from dk_detection.detectron2.class_aware_rpn import DkClassAwareRPN, DkClassAwareRPNHead
 from dk_detection.detectron2.config import add_dk_config, get_config
 from dk_detection.detectron2.mimic import DkMimicRCNN
@@ -42,6 +42,7 @@ from dk_detection.detectron2.tta import DkRCNNWithTTA
 from dk_detection.detectron2.voc import DkVOCEvaluator
 
 __all__ = [
+    "DkAlignedInceptionResNet",
     "DkClassAwareRPN",
     "DkClassAwareRPNHead",
     "DkDeformable",

@@ -7,7 +7,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from omegaconf import OmegaConf
 from torch.nn.functional import relu
 
-from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.backbones import AlignedInceptionResNet, MobileNetV2, ResNetDW
 
 
 class DkReduceLast(Backbone):
@@ -81,11 +81,19 @@ class DkResNetDW(_Features, ResNetDW, Backbone):
     """`dk_detection.backbones.ResNetDW`."""
 
 
+class DkAlignedInceptionResNet(_Features, AlignedInceptionResNet, Backbone):
+    """`dk_detection.backbones.AlignedInceptionResNet`; res5 has stride 16 with `dilated_c5`."""
+
+
 class DkMobileNetV2(_Features, MobileNetV2, Backbone):
     """`dk_detection.backbones.MobileNetV2`. torchvision's checkpoint fits."""
 
 
-_NETWORKS = {"resnet50-dw": DkResNetDW, "mobilenet-v2": DkMobileNetV2}
+_NETWORKS = {
+    "resnet50-dw": DkResNetDW,
+    "mobilenet-v2": DkMobileNetV2,
+    "aligned-inception-resnet": DkAlignedInceptionResNet,
+}
 
 
 @BACKBONE_REGISTRY.register()

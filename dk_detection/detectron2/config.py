@@ -46,8 +46,8 @@ def add_dk_config(cfg: CfgNode) -> None:
         cfg.MODEL.DK[f"{head}_POOLER"] = CfgNode({"SHARE_LEVELS": True, **layers})
     # BACKBONE.NAME build_dk_reduced_resnet_backbone: channels of the last feature map.
     cfg.MODEL.DK.REDUCED_CHANNELS = 256
-    # BACKBONE.NAME build_dk_fpn_backbone: the network, "resnet50-dw" or "mobilenet-v2". BACKBONE.FREEZE_AT counts as
-    # in a ResNet.
+    # BACKBONE.NAME build_dk_fpn_backbone: the network, "resnet50-dw", "mobilenet-v2" or "aligned-inception-resnet".
+    # BACKBONE.FREEZE_AT counts as in a ResNet.
     cfg.MODEL.DK.BACKBONE = "resnet50-dw"
     cfg.MODEL.DK.NORM_EVAL = True
     # DkMimicRCNN: the arguments of dk_detection.mimicking.FeatureMimicking: REGIONS, MAX_ROIS, CHUNK_SIZE and so on.

@@ -9,7 +9,8 @@ config file two lines are enough::
             dcn=dict(type='DkModulatedDeformConv2d', offset_groups=1), stage_with_dcn=(False, True, True, True)))
 
 Networks without a `dcn` slot, such as ResNet-18, take `DkDeformable`. The backbones of the papers are `DkResNetDW`,
-`DkMobileNetV2` and `DkShallow9`. All of these are of `dk_detection.mmengine`; here is what is about detectors.
+`DkMobileNetV2`, `DkAlignedInceptionResNet` and `DkShallow9`. All of these are of `dk_detection.mmengine`; here is what
+is about detectors.
 """
 
 try:

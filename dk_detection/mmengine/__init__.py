@@ -24,7 +24,7 @@ except ImportError as error:
 
 from dk_detection.mmengine import flops, models
 from dk_detection.mmengine.backbone_hook import DkBackboneHook
-from dk_detection.mmengine.backbones import DkMobileNetV2, DkResNetDW, DkShallow9
+from dk_detection.mmengine.backbones import DkAlignedInceptionResNet, DkMobileNetV2, DkResNetDW, DkShallow9
 from dk_detection.mmengine.data_checks import check_data
 from dk_detection.mmengine.deformed_shapes import DkAccuracyByDeformation, DkColourDistance
 from dk_detection.mmengine.models import DkDeformable
@@ -32,6 +32,7 @@ from dk_detection.mmengine.sampling_hook import DkSamplingHook
 
 __all__ = [
     "DkAccuracyByDeformation",
+    "DkAlignedInceptionResNet",
     "DkBackboneHook",
     "DkColourDistance",
     "DkDeformable",

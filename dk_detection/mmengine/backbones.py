@@ -4,7 +4,7 @@ import copy
 
 from mmengine.model import BaseModule
 
-from dk_detection.backbones import MobileNetV2, ResNetDW, Shallow9
+from dk_detection.backbones import AlignedInceptionResNet, MobileNetV2, ResNetDW, Shallow9
 
 
 class _WithInitCfg:
@@ -27,6 +27,10 @@ def _take_out_of_classifier(module, state_dict, prefix, *args) -> None:
 
 class DkResNetDW(_WithInitCfg, ResNetDW, BaseModule):
     """`dk_detection.backbones.ResNetDW`, and `init_cfg`."""
+
+
+class DkAlignedInceptionResNet(_WithInitCfg, AlignedInceptionResNet, BaseModule):
+    """`dk_detection.backbones.AlignedInceptionResNet`, and `init_cfg`."""
 
 
 class DkMobileNetV2(_WithInitCfg, MobileNetV2, BaseModule):

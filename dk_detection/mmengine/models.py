@@ -8,7 +8,7 @@ from torch import nn
 
 from dk_detection.convert import exchanges, to_deformable
 from dk_detection.layers.table import TABLE, Row
-from dk_detection.mmengine.backbones import DkMobileNetV2, DkResNetDW, DkShallow9
+from dk_detection.mmengine.backbones import DkAlignedInceptionResNet, DkMobileNetV2, DkResNetDW, DkShallow9
 
 
 def DkDeformable(network: str, exchange: dict | list[dict], *, registry: Registry = MODELS, **options) -> nn.Module:
@@ -68,7 +68,8 @@ def register(registry: Registry) -> None:
     What is in MMEngine's own is found from every framework, also by mmcv, which builds convolutions from there.
     """
     modules = {row.name: _builder(row) for row in TABLE}
-    modules |= {backbone.__name__: backbone for backbone in (DkResNetDW, DkMobileNetV2, DkShallow9)}
+    backbones = (DkAlignedInceptionResNet, DkResNetDW, DkMobileNetV2, DkShallow9)
+    modules |= {backbone.__name__: backbone for backbone in backbones}
     modules["DkDeformable"] = functools.partial(DkDeformable, registry=registry)
     for name, module in modules.items():
         registry.register_module(name=name, module=module, force=True)

@@ -1,4 +1,4 @@
-"""What both backbones do with their stages, and with deformable layers in all kinds of places."""
+"""What the backbones do with their stages, and with deformable layers in all kinds of places."""
 
 import copy
 
@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.backbones import AlignedInceptionResNet, MobileNetV2, ResNetDW
 from dk_detection.layers._base import ZeroConv2d
-from tests.networks import MOBILENET_V2, RESNET_DW, deformed, exchange_in, settled
+from tests.networks import AIR, MOBILENET_V2, RESNET_DW, deformed, exchange_in, settled
 
 NETWORKS = {
     "resnet_dw": (ResNetDW, dict(blocks=(2, 1, 1, 1))),
     "mobilenet_v2": (MobileNetV2, dict(width_mult=0.25)),
+    "aligned_inception_resnet": (AlignedInceptionResNet, dict(blocks=(1, 1, 1, 1))),
 }
-NAMES = {ResNetDW: RESNET_DW, MobileNetV2: MOBILENET_V2}
-both = pytest.mark.parametrize(("network", "options"), NETWORKS.values(), ids=NETWORKS.keys())
+NAMES = {ResNetDW: RESNET_DW, MobileNetV2: MOBILENET_V2, AlignedInceptionResNet: AIR}
+each = pytest.mark.parametrize(("network", "options"), NETWORKS.values(), ids=NETWORKS.keys())
 EXPERTS = dict(layer="scc", num_experts=3)
 PLACES = {
     "rigid": {},
@@ -35,7 +36,7 @@ def branches(net: nn.Module) -> list[ZeroConv2d]:
     return [m for m in net.modules() if isinstance(m, ZeroConv2d)]
 
 
-@both
+@each
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 def test_features(network, options, size):
     net = network(**options)
@@ -47,7 +48,7 @@ def test_features(network, options, size):
     assert [tuple(x.shape) for x in net(torch.rand(2, 3, *size))] == expected
 
 
-@both
+@each
 @pytest.mark.parametrize("out_indices", [(0,), (1, 2), (3,)])
 def test_nothing_is_built_behind_the_last_feature(network, options, out_indices):
     whole = settled(network(**options))
@@ -63,11 +64,11 @@ def test_nothing_is_built_behind_the_last_feature(network, options, out_indices)
     assert all(p.grad is not None for p in net.parameters())
 
 
-@both
+@each
 def test_classifier(network, options):
     net = settled(network(7, **options, out_indices=(1, 2)))
     backbone = network(**options).eval()
-    head, name = (net.fc, "fc") if network is ResNetDW else (net.classifier, "classifier")
+    head, name = (net.classifier, "classifier") if network is MobileNetV2 else (net.fc, "fc")
     left_over = backbone.load_state_dict(net.state_dict(), strict=False)
     assert {key.split(".")[0] for key in left_over.unexpected_keys} == {name}
     assert not left_over.missing_keys
@@ -78,7 +79,7 @@ def test_classifier(network, options):
         assert torch.equal(ours, expected)
 
 
-@both
+@each
 @places
 def test_rigid_checkpoint_gives_the_rigid_features(network, options, layers):
     """To 1e-5 of the largest value: float32 over up to fifty layers."""
@@ -91,7 +92,7 @@ def test_rigid_checkpoint_gives_the_rigid_features(network, options, layers):
             assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@both
+@each
 @places
 def test_a_step_moves_all_that_steers(network, options, layers):
     net = build(network, options, layers)
@@ -105,7 +106,7 @@ def test_a_step_moves_all_that_steers(network, options, layers):
     assert all(p.isfinite().all() for p in net.parameters())
 
 
-@both
+@each
 @pytest.mark.parametrize("frozen", range(-1, 5))
 def test_frozen_stages(network, options, frozen):
     net = build(network, {**options, "frozen_stages": frozen}, {"3x3": "dk"}).train()
@@ -119,7 +120,7 @@ def test_frozen_stages(network, options, frozen):
     assert len(parameters) > len(branches(net)) or frozen < 4
 
 
-@both
+@each
 def test_norm_eval(network, options):
     net = network(**options, norm_eval=True)
     assert net.train() is net
@@ -129,7 +130,7 @@ def test_norm_eval(network, options):
     assert not any(m.training for m in net.eval().modules())
 
 
-@both
+@each
 @places
 def test_copies_and_autocast(network, options, layers):
     net = build(network, options, layers)
@@ -155,7 +156,7 @@ WRONG = {
 }
 
 
-@both
+@each
 @pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_arguments(network, options, wrong, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):

@@ -30,7 +30,7 @@ def test_layers_and_shape():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="resnet50dw"), "there is no backbone 'resnet50dw'; there are resnet50-dw, mobilenet-v2 and torch"),
+        (dict(name="resnet50dw"), "there is no backbone 'resnet50dw'; there are resnet50-dw, mobilenet-v2, aligned-"),
         (dict(name="fasterrcnn_resnet50_fpn"), "there is no backbone"),
         (dict(name="resnet50-dw", exchange=[dict(layer="dcn", select="*")]), "counted: no layer has the token 'dcn'"),
         (

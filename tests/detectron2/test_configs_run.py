@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 
 from dk_detection.config_files import DETECTRON2, framework_of
 from dk_detection.detectron2 import (
+    DkAlignedInceptionResNet,
     DkClassAwareRPN,
     DkMimicRCNN,
     DkReduceLast,
@@ -34,6 +35,8 @@ FILES = sorted(
 )
 # One of those that differ in data, in dilation and in how many convolutions are deformable only.
 BUILT = {stems.parse(path.stem).build(): path for path in reversed(FILES)}
+OUR_NETWORKS = (DkAlignedInceptionResNet, DkResNetDW)
+OUR_NETWORKS += tuple(f"{network.__module__}.{network.__qualname__}" for network in OUR_NETWORKS)
 # What is set wherever it stands in a model: proposals, samples, results; patches of 224 pixels take long. (A score
 # threshold below 0 lets a detector detect something even if its first step made it quite sure that there is nothing.)
 SMALL = {
@@ -65,7 +68,7 @@ def shrink(part) -> None:
                 part[key] = {**value, "max_rois": 2, "patch_size": 64}
             else:
                 shrink(value)
-        if part.get("_target_") in (DkResNetDW, "dk_detection.detectron2.backbones.DkResNetDW"):
+        if part.get("_target_") in OUR_NETWORKS:
             part.blocks = (1, 1, 1, 1)
 
 

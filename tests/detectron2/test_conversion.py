@@ -20,7 +20,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from dk_detection.checkpoint_names import to_detectron2, to_mmdet
-from dk_detection.detectron2 import DkDeformable, DkResNetDW
+from dk_detection.detectron2 import DkAlignedInceptionResNet, DkDeformable, DkResNetDW
 from dk_detection.layers.table import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -172,14 +172,20 @@ def test_dilated_conv5_with_deformable_pooling(tmp_path):
     assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())
 
 
-def test_our_backbone(tmp_path):
-    stem = "faster-rcnn_r50-dw-dk-gdk-1x1_fpn_1x_coco"
+@pytest.mark.parametrize(
+    ("stem", "network"),
+    [
+        ("faster-rcnn_r50-dw-dk-gdk-1x1_fpn_1x_coco", DkResNetDW),
+        ("faster-rcnn_air-dconv-c5_dc5_dpool_240k_coco", DkAlignedInceptionResNet),
+    ],
+)
+def test_our_backbone(tmp_path, stem, network):
     cfg, model = mmdet_config(stem), detectron2_model(stem)
     cfg.model.backbone.blocks = (1, 1, 1, 1)
     model.network.backbone.bottom_up.blocks = (1, 1, 1, 1)
     mm = mmdet_model(cfg)
     d2 = load(instantiate(model), mm, tmp_path)
-    assert isinstance(d2.backbone.bottom_up, DkResNetDW)
+    assert isinstance(d2.backbone.bottom_up, network)
     compare(mm, d2)
     back = to_mmdet(d2.state_dict())
     assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())

@@ -117,6 +117,8 @@ def test_config_is_what_its_name_says(path):
     if name.neck != "fpn":
         conv2 = [module for place, module in net.layer4.named_modules() if place.endswith("conv2")]
         assert all((conv.stride, conv.dilation) == ((1, 1), (name.dilation,) * 2) for conv in conv2)
+        if name.dataset == "coco":
+            assert cfg.model.neck.out_channels == (256 if name.detector == "faster-rcnn" else 1024)
     if name.dataset == "voc0712":  # the anchors of Faster R-CNN
         anchors = model.bbox_head.prior_generator if single_stage else model.rpn_head.prior_generator
         assert (anchors.scales * anchors.strides[0][0]).tolist() == [128, 256, 512]
@@ -136,6 +138,9 @@ def test_config_is_what_its_name_says(path):
         assert name.schedule != "16e" or {layer.sampling_ratio for layer in layers} == {2}
     if name.backbone in OUR_NETWORKS:  # the paper's scope, and as many experts as its parameters say
         name.check_layers(net, dict(num_experts={"r50-dw": 2, "mobilenet-v2": 8}[name.backbone]))
+    elif name.backbone == "air":
+        assert (type(net).__name__, net.frozen_stages) == ("DkAlignedInceptionResNet", 1)
+        name.check_layers(net)
     else:
         assert net.depth == int(re.search(r"\d+", name.backbone)[0])
         if name.backbone == "x101-32x8d":

@@ -49,7 +49,7 @@ def shrink(part) -> None:
         for value in part:
             shrink(value)
     elif isinstance(part, dict):
-        if part.get("type") == "DkResNetDW":
+        if {part.get("type"), part.get("network")} & {"DkResNetDW", "DkAlignedInceptionResNet"}:
             part["blocks"] = (1, 1, 1, 1)
         for key, value in part.items():
             if key == "init_cfg":

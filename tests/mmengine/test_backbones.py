@@ -1,4 +1,4 @@
-"""The backbones of Deformable Kernels as modules of MMEngine."""
+"""The backbones as modules of MMEngine."""
 
 import pytest
 import torch
@@ -10,15 +10,16 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 
 import dk_detection.mmdet  # noqa: F401
-from dk_detection.backbones import MobileNetV2, ResNetDW
+from dk_detection.backbones import AlignedInceptionResNet, MobileNetV2, ResNetDW
 from dk_detection.layers._base import ZeroConv2d
-from tests.networks import MOBILENET_V2, RESNET_DW, exchange_in
+from tests.networks import AIR, MOBILENET_V2, RESNET_DW, exchange_in
 
 NETWORKS = {
     "DkResNetDW": (ResNetDW, dict(blocks=(1, 1, 1, 1)), RESNET_DW),
     "DkMobileNetV2": (MobileNetV2, dict(width_mult=0.25), MOBILENET_V2),
+    "DkAlignedInceptionResNet": (AlignedInceptionResNet, dict(blocks=(1, 1, 1, 1)), AIR),
 }
-both = pytest.mark.parametrize("name", NETWORKS)
+each = pytest.mark.parametrize("name", NETWORKS)
 
 
 def build(name, **options):
@@ -34,7 +35,7 @@ def branches(net) -> list[ZeroConv2d]:
     return [m for m in net.modules() if isinstance(m, ZeroConv2d)]
 
 
-@both
+@each
 def test_registered_as_a_module_of_mmengine(name):
     net = build(name, norm_eval=True, frozen_stages=1, init_cfg=None)
     assert isinstance(net, NETWORKS[name][0])
@@ -44,7 +45,7 @@ def test_registered_as_a_module_of_mmengine(name):
     assert [tuple(x.shape[2:]) for x in net(torch.rand(1, 3, 64, 96))] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-@both
+@each
 def test_without_init_cfg_the_weights_are_torchvisions(name):
     net = build_deformed(name)
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -52,7 +53,7 @@ def test_without_init_cfg_the_weights_are_torchvisions(name):
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-@both
+@each
 def test_layers_are_at_rest_after_an_initialiser(name):
     net = build_deformed(name, init_cfg=[dict(type="Kaiming", layer="Conv2d")])
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -64,7 +65,7 @@ def test_layers_are_at_rest_after_an_initialiser(name):
     assert not any(torch.equal(net.state_dict()[key], before[key]) for key in lifted)
 
 
-@both
+@each
 @pytest.mark.parametrize("more", [[], [dict(type="Kaiming", layer="Conv2d")]], ids=["alone", "with an initialiser"])
 def test_pretrained(tmp_path, name, more):
     rigid, learned = build(name), build_deformed(name)

@@ -7,6 +7,7 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
 from dk_detection.detectron2 import (
+    DkAlignedInceptionResNet,
     DkClassAwareRPN,
     DkClassAwareRPNHead,
     DkDeformable,
@@ -190,3 +191,15 @@ def use_x101(model, dataloader, train, **options):
     detector(model).backbone.bottom_up.stages = resnet(101, groups=32, width_per_group=8, **options)
     set_pixels(model, dataloader, 'BGR', [103.53, 116.28, 123.675], [57.375, 57.12, 58.395])
     train.init_checkpoint = 'detectron2://ImageNetPretrained/FAIR/X-101-32x8d.pkl'
+
+
+def use_air(model, dataloader, train):
+    """Aligned-Inception-ResNet with conv5 at stride 16. Weights of it, trained on ImageNet, are published nowhere;
+    configs/imagenet makes them. The environment variable DK_AIR_CHECKPOINT says where yours lie (docs/configs.md)."""
+    model.backbone.bottom_up = L(DkAlignedInceptionResNet)(
+        dilated_c5=True, out_indices=(2, 3), frozen_stages=1, norm_eval=True)
+    set_pixels(model, dataloader, 'RGB', [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    checkpoint = os.environ.get('DK_AIR_CHECKPOINT', 'work_dirs/air_90e_imagenet/backbone.pth')
+    train.init_checkpoint = f'{checkpoint}?matching_heuristics=True'
+    # Nothing is exchanged here; but the whole detector then understands the short names of the backbone's weights.
+    return L(DkDeformable)(network=model, exchange=[])

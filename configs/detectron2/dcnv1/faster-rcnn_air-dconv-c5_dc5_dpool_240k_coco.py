@@ -1,0 +1,7 @@
+from detectron2.config import LazyConfig
+
+from .._base_.parts import KEYS, deform_pooling
+
+dataloader, lr_multiplier, model, optimizer, train, tta = LazyConfig.load_rel('faster-rcnn_air_dc5_240k_coco.py', KEYS)
+model.exchange = [dict(layer='dconv', select='backbone.bottom_up.layer4.*.conv?')]
+deform_pooling(model, optimizer, 'dpool')
