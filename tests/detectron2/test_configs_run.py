@@ -168,7 +168,11 @@ def check_contents(name, cfg, model) -> None:
     assert heads is None or heads.mask_on == (name.detector == "mask-rcnn")
     assert isinstance(model.backbone, DkReduceLast) == (name.neck != "fpn")
     if name.neck != "fpn" and name.backbone != "r50-dw":
-        dilations = {block.conv2.dilation for block in model.backbone.bottom_up.res5}
+        last = model.backbone.bottom_up.layer4 if name.backbone == "air" else model.backbone.bottom_up.res5
+        wide = [
+            m for m in last.modules() if getattr(m, "kernel_size", None) == (3, 3) and not isinstance(m, ZeroConv2d)
+        ]
+        dilations = {conv.dilation for conv in wide}
         assert dilations == {(name.dilation,) * 2}
     assert isinstance(model, DkMimicRCNN) == bool(name.mimic)
     if name.mimic:
