@@ -172,6 +172,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, mimic_only):
         *("MODEL.DK.NETWORK", "DkMimicRCNN", *SMALL, *NETWORKS["fpn, mdpool"]),
         exchange=[dict(layer="mdconv", select="backbone.bottom_up.res[345].*.conv2")],
     )
+    net.double()  # in float32 a rounded sum now and then changes sides at a ReLU
     net.proposal_generator = FixedProposals()
     inputs = batch()
     none = torch.zeros(0, dtype=torch.long)
@@ -185,6 +186,6 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, mimic_only):
         assert gradients.keys() == expected.keys()
         for name, value in expected.items():
             scale = value.abs().max()
-            assert (gradients[name] - value).abs().max() <= 1e-4 * scale + 1e-8, name
+            assert (gradients[name] - value).abs().max() <= 1e-9 * scale + 1e-12, name
     for part in ("conv_offset", "box_pooler", "mimic.classifier"):
         assert any(part in name and value.abs().max() > 0 for name, value in expected.items())
