@@ -11,10 +11,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from mmcv.ops import batched_nms
+from mmdet.models.dense_heads import rpn_head
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.mmdet.test_mimic import DETECTORS, batch, build, small
+
+
+def nms_in_float(boxes: torch.Tensor, scores: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    """mmcv's, which has no float64."""
+    detections, kept = batched_nms(boxes.float(), scores.float(), *args, **kwargs)
+    return detections.double(), kept
 
 
 def losses_of(network: nn.Module, model: nn.Module, num_objects: list[int], images: list[int]) -> dict:
@@ -47,7 +55,7 @@ def run(num_objects: list[int], options: dict, path: Path) -> None:
     cfg = small(*DETECTORS["c5"], max_rois=1000, **options)
     # All RoIs are sampled, so that chance does not give two processes others than one.
     cfg.model.train_cfg.rcnn.sampler.update(num=1000, pos_fraction=1.0)
-    model = build(cfg)
+    model = build(cfg).double()  # in float32 a rounded sum now and then changes sides at a ReLU
     children = []
     for rank in range(2):
         child = os.fork()
@@ -62,6 +70,7 @@ def run(num_objects: list[int], options: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    rpn_head.batched_nms = nms_in_float
     torch.set_num_threads(1)  # threads do not survive a fork
     for number, (num_objects, options) in enumerate(ast.literal_eval(sys.argv[2])):
         run(num_objects, options, Path(sys.argv[1]) / f"{number}.pth")
