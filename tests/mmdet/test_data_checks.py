@@ -241,9 +241,9 @@ def test_test_dev_needs_no_annotations_when_results_are_only_formatted(root):
     check_data(cfg, MODES)
 
 
-def test_what_is_not_local_coco_is_left_alone(root):
+def test_what_is_neither_local_nor_of_a_known_kind_is_left_alone(root):
     cfg = config(root)
-    cfg.train_dataloader.dataset.update(type="VOCDataset", ann_file="gone.txt")
+    cfg.train_dataloader.dataset.update(type="WIDERFaceDataset", ann_file="gone.txt")
     cfg.val_dataloader.dataset.data_root = "s3://bucket/coco/"
     cfg.test_dataloader.dataset.update(ann_file="gone.json", backend_args=dict(backend="petrel"))
     check_data(cfg, MODES)
