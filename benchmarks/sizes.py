@@ -79,6 +79,8 @@ def draw(content: dict, path: Path) -> None:
                     channels, height, width = size
                     products = bench.KERNEL**2 * channels * height * width * (channels if kind == "dense" else 1)
                     points.append((height * width if over == "pixels" else channels, 1e12 * seconds / products))
+                if not points:  # interrupted
+                    continue
                 several = "threads" if threads != "1" else "thread"
                 axis.plot(
                     *zip(*points, strict=True),

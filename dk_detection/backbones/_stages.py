@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
 
 STRIDES = (4, 8, 16, 32)
 
@@ -108,3 +109,29 @@ class Staged(nn.Module):
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, ...]:
         """[N, 3, H, W] to the scores of the classes [N, num_classes], without a classifier to `forward_features`."""
         return self.forward_features(input) if self.num_classes is None else super().forward(input)
+
+
+class StagedResNet(Staged, ResNet):
+    """torchvision's ResNet with blocks of another kind.
+
+    Args:
+        block: What a stage is made of.
+        blocks: How many there are in each stage.
+        num_classes: Of the classifier, which `_set_up` removes if it is None.
+
+    Raises:
+        ValueError: `blocks` is out of its range.
+    """
+
+    def __init__(self, block: type[nn.Module], blocks: Sequence[int], num_classes: int | None) -> None:
+        if len(blocks) != 4 or min(blocks) < 1:
+            raise ValueError(f"{type(self).__name__}: blocks must be four numbers of at least 1, got {blocks}")
+        super().__init__(block, list(blocks), num_classes=num_classes or 1)
+
+    def _parts(self) -> list[list[nn.Module]]:
+        stages = [[stage] for name, stage in self.named_children() if name.startswith("layer")]
+        return [[self.conv1, self.bn1, self.relu, self.maxpool], *stages]
+
+    def _drop(self, num_stages: int, classifier: bool) -> None:
+        for name in [f"layer{i}" for i in range(num_stages + 1, 5)] + (["avgpool", "fc"] if classifier else []):
+            delattr(self, name)

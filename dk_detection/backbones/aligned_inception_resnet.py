@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet, conv1x1, conv3x3
+from torchvision.models.resnet import conv1x1, conv3x3
 
-from dk_detection.backbones._stages import Staged
+from dk_detection.backbones._stages import StagedResNet
 
 
 class InceptionResidualBlock(nn.Module):
@@ -50,7 +50,7 @@ class InceptionResidualBlock(nn.Module):
         return self.relu(self.bn_expand(self.expand(branches)) + shortcut)
 
 
-class AlignedInceptionResNet(Staged, ResNet):
+class AlignedInceptionResNet(StagedResNet):
     """Aligned-Inception-ResNet (Deformable ConvNets, 2017, Appendix B): stages as those of ResNet-101, with IRBs.
 
     The paper has the stages (Table 6), "a 1x1 convolution layer with stride 2" where the dimension changes, here in the
@@ -83,9 +83,7 @@ class AlignedInceptionResNet(Staged, ResNet):
         frozen_stages: int = -1,
         norm_eval: bool = False,
     ) -> None:
-        if len(blocks) != 4 or min(blocks) < 1:
-            raise ValueError(f"{type(self).__name__}: blocks must be four numbers of at least 1, got {blocks}")
-        super().__init__(InceptionResidualBlock, list(blocks), num_classes=num_classes or 1)
+        super().__init__(InceptionResidualBlock, blocks, num_classes)
         if dilated_c5:
             _dilate(self.layer4)
         self.dilated_c5 = dilated_c5
@@ -97,14 +95,6 @@ class AlignedInceptionResNet(Staged, ResNet):
         )
         if dilated_c5:
             self.out_strides = tuple(min(stride, 16) for stride in self.out_strides)
-
-    def _parts(self) -> list[list[nn.Module]]:
-        stages = [[stage] for name, stage in self.named_children() if name.startswith("layer")]
-        return [[self.conv1, self.bn1, self.relu, self.maxpool], *stages]
-
-    def _drop(self, num_stages: int, classifier: bool) -> None:
-        for name in [f"layer{i}" for i in range(num_stages + 1, 5)] + (["avgpool", "fc"] if classifier else []):
-            delattr(self, name)
 
 
 def _dilate(stage: nn.Module) -> None:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.resnet import Bottleneck
 
-from dk_detection.backbones._stages import Staged
+from dk_detection.backbones._stages import StagedResNet
 
 
 class DepthwiseBottleneck(Bottleneck):
@@ -18,7 +17,7 @@ class DepthwiseBottleneck(Bottleneck):
         super().__init__(inplanes, planes, stride, downsample, 2 * planes, 64 / planes, dilation, norm_layer)
 
 
-class ResNetDW(Staged, ResNet):
+class ResNetDW(StagedResNet):
     """ResNet-50-DW: every 3x3 convolution depthwise, inner widths 128, 256, 512, 1024 (Deformable Kernels, Table 5).
 
     Its stride sits, as torchvision's, in the 3x3 convolutions. No weights trained on ImageNet are published.
@@ -45,20 +44,10 @@ class ResNetDW(Staged, ResNet):
         frozen_stages: int = -1,
         norm_eval: bool = False,
     ) -> None:
-        if len(blocks) != 4 or min(blocks) < 1:
-            raise ValueError(f"{type(self).__name__}: blocks must be four numbers of at least 1, got {blocks}")
-        super().__init__(DepthwiseBottleneck, list(blocks), num_classes=num_classes or 1)
+        super().__init__(DepthwiseBottleneck, blocks, num_classes)
         self._set_up(
             num_classes=num_classes,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
         )
-
-    def _parts(self) -> list[list[nn.Module]]:
-        stages = [[stage] for name, stage in self.named_children() if name.startswith("layer")]
-        return [[self.conv1, self.bn1, self.relu, self.maxpool], *stages]
-
-    def _drop(self, num_stages: int, classifier: bool) -> None:
-        for name in [f"layer{i}" for i in range(num_stages + 1, 5)] + (["avgpool", "fc"] if classifier else []):
-            delattr(self, name)
