@@ -3,7 +3,7 @@
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from fvcore.nn.weight_init import c2_xavier_fill
+from fvcore.nn.weight_init import c2_msra_fill
 from omegaconf import OmegaConf
 from torch.nn.functional import relu
 
@@ -28,7 +28,7 @@ class DkReduceLast(Backbone):
         self._last, shape = list(self._shapes.items())[-1]
         self._shapes[self._last] = ShapeSpec(channels=out_channels, stride=shape.stride)
         self.reduce = Conv2d(shape.channels, out_channels, 1, activation=relu)
-        c2_xavier_fill(self.reduce)
+        c2_msra_fill(self.reduce)
 
     def forward(self, x):
         """From images [N, 3, H, W] to {name: feature map}."""

@@ -52,7 +52,8 @@ lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
     warmup_factor=0.05,
     warmup_length=0.1,
-    warmup_method='linear')
+    warmup_method='linear',
+    rescale_interval=True)
 
 train = model_zoo.get_config('common/train.py').train
 train.update(
