@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Trains several configs of OpenMMLab's projects with several seeds each, and says how they differ and how sure it is.
+"""Trains several configs of one framework with several seeds each, and says how they differ and how sure that is.
 
     python tools/compare.py --configs A.py B.py C.py --seeds 0 1 2 --out table.md
 
@@ -16,21 +16,25 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import train_net
 
+from dk_detection.config_files import MMENGINE, framework_of
 from dk_detection.evaluation.seeds import Difference, Mean, holm
 
 # By the names that evaluators have for them: what the table calls a figure, and what makes it a percentage.
 METRICS = {
     "coco/bbox_mAP": ("box AP", 100),
     "coco/segm_mAP": ("mask AP", 100),
+    "bbox/AP": ("box AP", 1),
+    "segm/AP": ("mask AP", 1),
     "accuracy": ("accuracy", 1),
     "mIoU": ("mIoU", 1),
 }
-PACKAGES = ("torch", "numpy", "mmengine", "mmcv", "mmdet", "mmpretrain", "mmsegmentation")
+PACKAGES = ("torch", "numpy", "mmengine", "mmcv", "mmdet", "mmpretrain", "mmsegmentation", "detectron2")
 INTERRUPTED = (130, 143)
 FEWEST_PAIRS = 3  # the interval of two differences is wider than twelve standard deviations
 MOST_SINGLE = 5  # with more seeds the table would be too wide for single figures
@@ -91,19 +95,38 @@ class Records:
 
 def train(config: Path, seed: int, work_dir: Path, options: list[str]) -> int:
     """Trains to the end, from wherever an earlier call got to. Returns the exit status of train_net.py."""
-    options = [*options, f"randomness.seed={seed}"]
-    return train_net.main(["--config", str(config), "--work-dir", str(work_dir), "--resume", "--cfg-options", *options])
+    command = ["--config", str(config), "--resume"]
+    if framework_of(config) == MMENGINE:
+        return train_net.main(
+            [*command, "--work-dir", str(work_dir), "--cfg-options", *options, f"randomness.seed={seed}"]
+        )
+    if config.suffix == ".py":
+        return train_net.main([*command, *options, f"train.output_dir={work_dir}", f"train.seed={seed}"])
+    words = [word for option in options for word in option.split("=", 1)]
+    return train_net.main([*command, *words, "OUTPUT_DIR", str(work_dir), "SEED", str(seed)])
 
 
 def record_of(work_dir: Path) -> dict:
     """What a finished run left in its folder: its figures and the course of its loss, [[iteration, loss], ...]."""
-    metrics = json.loads((work_dir / "val.metrics.json").read_text(encoding="utf-8"))["metrics"]
-    losses = {}
-    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):  # a folder for each time that the run was started
-        for entry in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-            if "loss" in entry:
-                losses[entry.get("iter", entry["step"])] = round(entry["loss"], 4)
+    metrics, losses = {}, {}
+    if (work_dir / "metrics.json").is_file():  # Detectron2's, one for all times that the run was started
+        for entry in _lines(work_dir / "metrics.json"):
+            iteration = entry.pop("iteration")
+            if "total_loss" in entry:
+                losses[iteration + 1] = round(entry["total_loss"], 4)
+            else:  # an evaluation; the last one counts. It says NaN where pycocotools says -1
+                metrics = {name: -1.0 if math.isnan(value) else value for name, value in entry.items()}
+    else:
+        metrics = json.loads((work_dir / "val.metrics.json").read_text(encoding="utf-8"))["metrics"]
+        for log in sorted(work_dir.glob("*/vis_data/scalars.json")):  # a folder for each time that the run was started
+            for entry in _lines(log):
+                if "loss" in entry:
+                    losses[entry.get("iter", entry["step"])] = round(entry["loss"], 4)
     return {"metrics": {name: round(value, 6) for name, value in metrics.items()}, "loss": sorted(losses.items())}
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    return map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
 def circumstances() -> dict:

@@ -108,6 +108,39 @@ def test_segmentors(compare):
     assert rows(text)[0][:3] == ["`pixels`", "3", "71.0 ± 2.5 (70.0, 71.0, 72.0)"]  # Student's t: 4.3027 / sqrt(3)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "settings"),
+    [
+        ("lazy.py", "from detectron2.config import LazyCall\n", ["a.b=1", "train.output_dir={}", "train.seed=3"]),
+        ("yaml.yaml", "MODEL: {}\n", ["a.b", "1", "OUTPUT_DIR", "{}", "SEED", "3"]),
+    ],
+)
+def test_detectron2(tmp_path, monkeypatch, name, text, settings):
+    config, work_dir = tmp_path / name, tmp_path / "runs"
+    config.write_text(text)
+    calls = []
+
+    def train_net(argv):
+        calls.append(argv)
+        (run,) = (word.removeprefix("train.output_dir=") for word in argv if str(work_dir) in word)
+        Path(run).mkdir(parents=True)
+        (Path(run) / "metrics.json").write_text(
+            '{"iteration": 9, "lr": 0.1, "total_loss": 2.0}\n{"iteration": 9, "bbox/AP": 20.0, "bbox/APl": NaN}\n'
+            '{"iteration": 19, "lr": 0.1, "total_loss": 1.0}\n{"iteration": 20, "bbox/AP": 30.0, "bbox/APl": NaN}\n'
+        )
+        return 0
+
+    monkeypatch.setattr(tool.train_net, "main", train_net)
+    out = tmp_path / "table.md"
+    arguments = ["--configs", str(config), "--seeds", "3", "--out", str(out), "--work-dir", str(work_dir)]
+    assert tool.main([*arguments, "--cfg-options", "a.b=1"]) == 0
+    (run,) = work_dir.glob("*/seed3_*")
+    assert calls == [["--config", str(config), "--resume", *(word.format(run) for word in settings)]]
+    record = json.loads(out.with_suffix(".jsonl").read_text())
+    assert record["loss"] == [[10, 2.0], [20, 1.0]] and record["metrics"] == {"bbox/AP": 30.0, "bbox/APl": -1.0}
+    assert rows(out.read_text())[0][:3] == [f"`{config.stem}`", "1", "30.0 (30.0)"]
+
+
 def test_one_seed_has_no_interval(compare):
     _, text, _ = compare("sharp", options=["--seeds", "2"])
     assert rows(text)[0][:4] == ["`sharp`", "1", "42.0 (42.0)", "30.0 (30.0)"]
