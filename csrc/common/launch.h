@@ -217,6 +217,20 @@ struct alignas(sizeof(T) * kWidth) Vector {
   T value[kWidth];
 
   DK_HOST_DEVICE static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
+
+  // Zeros unless `wanted`. In words, as halves of them would each be chosen by an instruction of its own.
+  DK_HOST_DEVICE static Vector load_if(bool wanted, const T* from) {
+    using Word = std::conditional_t<sizeof(Vector) % 4 == 0, uint32_t, uint16_t>;
+    struct alignas(Vector) __attribute__((may_alias)) Words {
+      Word word[sizeof(Vector) / sizeof(Word)];
+    } words = {};
+    if (wanted) {
+      words = *reinterpret_cast<const Words*>(from);
+    }
+    Vector vector;
+    std::memcpy(&vector, &words, sizeof(Vector));
+    return vector;
+  }
   DK_HOST_DEVICE void store(T* to) const { *reinterpret_cast<Vector*>(to) = *this; }
 };
 

@@ -12,7 +12,7 @@ constexpr int kTable = 16;  // samples prepared at a time
 template <typename A, typename I>
 struct alignas(16) Sample {
   I pixel[4];   // of each corner the first channel's number in the map, -1 where it is off the map
-  A weight[4];  // bilinear, times mask
+  A weight[4];  // bilinear, times mask; zero off the map, so that sums need not ask
   A fy, fx, mask;
 
   Sample() = default;
@@ -23,7 +23,7 @@ struct alignas(16) Sample {
     DK_UNROLL
     for (int k = 0; k < 4; ++k) {
       pixel[k] = corners.index[k] < 0 ? -1 : (first + corners.index[k]) * channels;
-      weight[k] = corners.weight[k] * mask;
+      weight[k] = corners.index[k] < 0 ? A(0) : corners.weight[k] * mask;
     }
   }
 
@@ -34,10 +34,7 @@ struct alignas(16) Sample {
   DK_HOST_DEVICE void load(const T* map, Vector<T, kWidth> (&value)[4]) const {
     DK_UNROLL
     for (int k = 0; k < 4; ++k) {
-      value[k] = {};
-      if (pixel[k] >= 0) {
-        value[k] = Vector<T, kWidth>::load(map + pixel[k]);
-      }
+      value[k] = Vector<T, kWidth>::load_if(pixel[k] >= 0, map + pixel[k]);
     }
   }
 
@@ -50,11 +47,9 @@ struct alignas(16) Sample {
     }
     DK_UNROLL
     for (int k = 0; k < 4; ++k) {
-      if (pixel[k] >= 0) {
-        DK_UNROLL
-        for (int i = 0; i < kWidth; ++i) {
-          sum[i] += weight[k] * static_cast<A>(value[k].value[i]);
-        }
+      DK_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        sum[i] += weight[k] * static_cast<A>(value[k].value[i]);
       }
     }
   }
@@ -64,11 +59,9 @@ struct alignas(16) Sample {
   DK_HOST_DEVICE void add_dots(const A (&grad)[kWidth], const Vector<T, kWidth> (&value)[4], A (&dot)[4]) const {
     DK_UNROLL
     for (int k = 0; k < 4; ++k) {
-      if (pixel[k] >= 0) {
-        DK_UNROLL
-        for (int i = 0; i < kWidth; ++i) {
-          dot[k] += grad[i] * static_cast<A>(value[k].value[i]);
-        }
+      DK_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        dot[k] += grad[i] * static_cast<A>(value[k].value[i]);
       }
     }
   }

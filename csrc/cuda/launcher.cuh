@@ -74,8 +74,12 @@ struct WarpLanes {
   }
 };
 
+// Blocks of a multiprocessor at the least. It also keeps the compiler from spilling a few registers for the sake of more
+// blocks, as it does where nothing is said.
+constexpr int kBlocks = 2;
+
 template <typename Body>
-__global__ void __launch_bounds__(warps_of<Body>() * kWarp) run_body(int64_t items, Body body) {
+__global__ void __launch_bounds__(warps_of<Body>() * kWarp, kBlocks) run_body(int64_t items, Body body) {
   using Shared = typename SharedOf<Body>::type;
   constexpr int kWarps = warps_of<Body>();
   const int warp = threadIdx.x / kWarp;
