@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public question of this kind
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils.checkpoint import checkpoint
 
@@ -84,7 +83,9 @@ def conv2d_per_image(
 
 def _is_transformed(*tensors: Tensor) -> bool:
     """Whether torch.func or forward mode is at work, which do not go with checkpoints."""
-    return any(is_functorch_wrapped_tensor(t) or unpack_dual(t).tangent is not None for t in tensors)
+    if torch._C._are_functorch_transforms_active():  # torch has no public question of this kind
+        return True
+    return any(unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _unfolded(input, kernel, bias, stride, padding, dilation, groups) -> Tensor:

@@ -28,8 +28,8 @@ def _rest(kernel, scope, like):
 
 def _tents(position, cells, clip):
     """The bilinear weight of each cell along one axis: [...] -> [..., cells]."""
-    if clip:
-        position = position.clamp(0, cells - 1)
+    if clip:  # not with clamp: on a bound, where taps may rest, its derivative is 0 from PyTorch 2.14 on
+        position = torch.where(position < 0, 0, torch.where(position > cells - 1, cells - 1, position))
     inside = (position > -1) & (position < cells)  # false for NaN
     position = torch.where(inside, position, 0)
     lower = position.detach().floor()

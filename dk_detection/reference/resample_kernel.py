@@ -22,8 +22,8 @@ def tent(position, cells, clip):
     Returns:
         [..., cells], differentiable by position.
     """
-    if clip:
-        position = position.clamp(0, cells - 1)
+    if clip:  # on a bound the derivative is 1, that of clamp depends on PyTorch's version
+        position = torch.where(position < 0, 0, torch.where(position > cells - 1, cells - 1, position))
     inside = (position > -1) & (position < cells)
     position = torch.where(inside, position, -1).unsqueeze(-1)
     lower = position.detach().floor()
