@@ -13,7 +13,11 @@ dataloader.train.mapper.use_instance_mask = False
 use_r50(model, dataloader, train, dilated=True)
 model.backbone = L(DkReduceLast)(bottom_up=model.backbone.bottom_up, out_channels=256)
 model.backbone.bottom_up.out_features = ['res4', 'res5']
-model.proposal_generator.update(in_features=['res4'], pre_nms_topk=(12000, 6000), post_nms_topk=(2000, 1000))
+model.proposal_generator.update(
+    in_features=['res4'],
+    pre_nms_topk=(12000, 6000),
+    post_nms_topk=(2000, 1000),
+    anchor_boundary_thresh=0)  # as MMDetection's Faster R-CNN of this kind: anchors across the border teach nothing
 model.proposal_generator.head.update(in_channels=1024, num_anchors=15)
 model.proposal_generator.anchor_generator.update(sizes=[[32, 64, 128, 256, 512]], strides=[16])
 model.roi_heads.box_in_features = ['res5']
