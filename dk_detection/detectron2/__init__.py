@@ -37,6 +37,7 @@ from dk_detection.detectron2.mimic import DkMimicRCNN
 from dk_detection.detectron2.networks import DkDeformable, to_deformable
 from dk_detection.detectron2.poolers import DkROIHeads, DkROIPooler
 from dk_detection.detectron2.rfcn import DkVotePredictor
+from dk_detection.detectron2.rpn import DkRPN
 from dk_detection.detectron2.solver import LearningRateFactors
 from dk_detection.detectron2.tta import DkRCNNWithTTA
 from dk_detection.detectron2.voc import DkVOCEvaluator
@@ -51,6 +52,7 @@ __all__ = [
     "DkRCNNWithTTA",
     "DkROIHeads",
     "DkROIPooler",
+    "DkRPN",
     "DkReduceLast",
     "DkResNetDW",
     "DkVOCEvaluator",

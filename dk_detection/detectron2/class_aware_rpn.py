@@ -10,6 +10,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dk_detection.detectron2.rpn import label_inside
+
 
 class DkClassAwareRPNHead(StandardRPNHead):
     """The head of a region proposal network, with a score for each class and the background in place of one.
@@ -79,11 +81,9 @@ class DkClassAwareRPN(RetinaNet):
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
         """`RetinaNet`'s labels [R] of each image's anchors, -1 where they are not sampled, and their boxes [R, 4]."""
-        found, boxes = super().label_anchors(anchors, gt_instances)
-        anchors, sampled = Boxes.cat(anchors), []
-        for labels, image in zip(found, gt_instances, strict=True):
-            if self.anchor_boundary_thresh >= 0:
-                labels[~anchors.inside_box(image.image_size, self.anchor_boundary_thresh)] = -1
+        found, boxes = label_inside(super().label_anchors, anchors, gt_instances, self.anchor_boundary_thresh)
+        sampled = []
+        for labels in found:
             chosen = torch.cat(
                 subsample_labels(labels, self.batch_size_per_image, self.positive_fraction, self.num_classes)
             )

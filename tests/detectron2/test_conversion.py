@@ -251,3 +251,16 @@ def test_class_aware_rpn(tmp_path, stem):
             close(a.pred_boxes.tensor, b.bboxes, "detections")
     back = to_mmdet(d2.state_dict())
     assert all(value.equal(mm.state_dict()[name]) for name, value in back.items())
+
+
+@pytest.mark.parametrize(
+    "stem", sorted(path.stem for path in (ROOT / "configs" / "detectron2" / "deformed_shapes").glob("*.py"))
+)
+def test_both_see_the_same_colours(stem):
+    """Of those that start from nothing; pretrained weights want their own."""
+    theirs = mmdet_config(stem).model.data_preprocessor
+    cfg = LazyConfig.load(str(next((ROOT / "configs" / "detectron2").rglob(f"{stem}.py"))))
+    model = cfg.model.get("network", cfg.model)
+    assert model.input_format == cfg.dataloader.train.mapper.image_format == cfg.dataloader.test.mapper.image_format
+    assert (model.input_format == "RGB") == theirs.bgr_to_rgb
+    assert list(model.pixel_mean) == theirs.mean and list(model.pixel_std) == theirs.std

@@ -11,10 +11,10 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from dk_detection.detectron2 import LearningRateFactors
 
 from .._base_.deformed_shapes import dataloader, tta
+from .._base_.parts import set_pixels
 
 model = model_zoo.get_config('common/models/mask_rcnn_fpn.py').model
-model.pixel_mean = [128.0] * 3
-model.pixel_std = [50.0] * 3
+set_pixels(model, dataloader, 'RGB', [128.0] * 3, [50.0] * 3)
 
 model.backbone.bottom_up.stem.update(out_channels=32, norm='BN')
 model.backbone.bottom_up.stages = [

@@ -4,7 +4,7 @@ from detectron2.config import LazyConfig
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
-from dk_detection.detectron2 import DkReduceLast
+from dk_detection.detectron2 import DkReduceLast, DkRPN
 
 from .._base_.parts import KEYS, vote
 
@@ -26,7 +26,7 @@ bottom_up.stages = [
 ]
 bottom_up.out_features = ['res4', 'res5']
 model.backbone = L(DkReduceLast)(bottom_up=bottom_up, out_channels=128)
-model.proposal_generator.update(in_features=['res4'], anchor_boundary_thresh=0)  # as MMDetection's
+model.proposal_generator.update(_target_=DkRPN, in_features=['res4'], anchor_boundary_thresh=0)
 model.proposal_generator.head.update(in_channels=256, num_anchors=9, conv_dims=[64])
 model.proposal_generator.anchor_generator.update(sizes=[[16, 32, 64]], strides=[8])
 model.roi_heads.box_in_features = ['res5']
