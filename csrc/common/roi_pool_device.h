@@ -148,6 +148,7 @@ struct PoolBins {
         for (int row = 0; c < it.last && row < lines.rows.count; ++row) {
           const I line = (it.plane + lines.rows.pixel[row] * width) * channels + c;
           const A weight = lines.rows.weight[row] * it.scale;
+          DK_NO_UNROLL
           for (int column = 0; column < lines.columns.count; ++column) {
             const auto value = Vector<T, kWidth>::load(p.input + line + lines.columns.pixel[column] * channels);
             const A factor = weight * lines.columns.weight[column];
@@ -213,6 +214,7 @@ struct PartGradient {
         for (int row = 0; row < lines.rows.count; ++row) {
           const I line = (it.plane + lines.rows.pixel[row] * width) * channels + c;
           A weighted = 0, sloped = 0;
+          DK_NO_UNROLL
           for (int column = 0; column < lines.columns.count; ++column) {
             const auto value = Vector<T, kWidth>::load(p.input + line + lines.columns.pixel[column] * channels);
             A dot = 0;
