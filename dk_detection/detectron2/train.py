@@ -5,6 +5,7 @@ folder named after the config, and errors that say what to do.
 """
 
 import argparse
+import logging
 import math
 import os
 import re
@@ -28,6 +29,7 @@ from detectron2.engine import (
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -91,8 +93,18 @@ def _main(args: argparse.Namespace) -> None:
             if (stop := stop.__context__) is None:
                 raise
         raise type(stop)(_INTERRUPTED if job.last_checkpoint() else "interrupted before the first checkpoint") from None
+    finally:
+        _end_log()
     if comm.is_main_process():
         _summarise(results or {}, job.output_dir)
+
+
+def _end_log() -> None:
+    """Detectron2's loggers write to the folder of every run that a process has made, each line once for each."""
+    for logger in map(logging.getLogger, ("detectron2", "fvcore")):
+        for handler in tuple(logger.handlers):
+            logger.removeHandler(handler)
+    setup_logger.cache_clear()
 
 
 def _load(args: argparse.Namespace) -> YamlJob | LazyJob:

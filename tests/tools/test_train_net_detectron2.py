@@ -507,6 +507,21 @@ def test_error_in_one_of_several_processes(environment, folder):
     assert ": the weights could not be downloaded (" in done.err.splitlines()[-1]
 
 
+def test_runs_of_one_process_have_logs_of_their_own(tmp_path):
+    """tools/compare.py makes them."""
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.utils.logger import setup_logger
+
+    from dk_detection.detectron2.train import _end_log
+
+    for run in ("first", "second"):
+        setup_logger(str(tmp_path / run)).info(f"the {run}")
+        _end_log()
+    for run in ("first", "second"):
+        (line,) = (tmp_path / run / "log.txt").read_text().splitlines()
+        assert line.endswith(f"the {run}")
+
+
 def test_figures_of_several_data_sets(capsys):
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     from dk_detection.detectron2.train import _summarise
