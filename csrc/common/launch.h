@@ -210,6 +210,13 @@ DK_HOST_DEVICE void add_atomically(T* target, T value) {
 #endif
 }
 
+// Bytes read by one instruction, whatever they are.
+template <int kBytes>
+struct alignas(kBytes) [[gnu::may_alias]] Words {
+  using Word = std::conditional_t<kBytes % 4 == 0, uint32_t, uint16_t>;
+  Word word[kBytes / sizeof(Word)];
+};
+
 // `kWidth` values read and written by one instruction. Pointers must be aligned to the whole. (That of ATen is for CUDA
 // compilers only.)
 template <typename T, int kWidth>
@@ -220,12 +227,9 @@ struct alignas(sizeof(T) * kWidth) Vector {
 
   // Zeros unless `wanted`. In words, as halves of them would each be chosen by an instruction of its own.
   DK_HOST_DEVICE static Vector load_if(bool wanted, const T* from) {
-    using Word = std::conditional_t<sizeof(Vector) % 4 == 0, uint32_t, uint16_t>;
-    struct alignas(Vector) __attribute__((may_alias)) Words {
-      Word word[sizeof(Vector) / sizeof(Word)];
-    } words = {};
+    Words<sizeof(Vector)> words = {};
     if (wanted) {
-      words = *reinterpret_cast<const Words*>(from);
+      words = *reinterpret_cast<const Words<sizeof(Vector)>*>(from);
     }
     Vector vector;
     std::memcpy(&vector, &words, sizeof(Vector));

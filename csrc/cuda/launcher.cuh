@@ -74,8 +74,8 @@ struct WarpLanes {
   }
 };
 
-// Blocks of a multiprocessor at the least. It also keeps the compiler from spilling a few registers for the sake of more
-// blocks, as it does where nothing is said.
+// Blocks of a multiprocessor at the least. It also keeps the compiler from spilling a few registers for the sake of
+// more blocks, as it does where nothing is said.
 constexpr int kBlocks = 2;
 
 template <typename Body>
