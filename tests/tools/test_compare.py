@@ -198,10 +198,11 @@ def test_bad_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_study(monkeypatch):
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "docs" / "study").glob("*.txt"))])
+def test_the_study(monkeypatch, name):
     """docs/study.md: the command line is one, the records are of its runs, and the table is that of the records."""
     monkeypatch.chdir(ROOT)
-    args = tool.parse_args(["@docs/study/classifier.txt"])
+    args = tool.parse_args([f"@docs/study/{name}.txt"])
     records = tool.Records(args.out.with_suffix(".jsonl"), args.cfg_options)
     runs = {(config.stem, seed) for config in args.configs for seed in args.seeds}
     assert records.runs and records.runs.keys() <= runs

@@ -1,4 +1,4 @@
-# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8.
+# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8. Its RoIs cost little.
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.modeling.backbone import ResNet
@@ -26,10 +26,16 @@ bottom_up.stages = [
 ]
 bottom_up.out_features = ['res4', 'res5']
 model.backbone = L(DkReduceLast)(bottom_up=bottom_up, out_channels=128)
-model.proposal_generator.update(_target_=DkRPN, in_features=['res4'], anchor_boundary_thresh=0)
+model.proposal_generator.update(
+    _target_=DkRPN,
+    in_features=['res4'],
+    batch_size_per_image=128,
+    pre_nms_topk=(600, 600),
+    post_nms_topk=(300, 300),
+    anchor_boundary_thresh=0)
 model.proposal_generator.head.update(in_channels=256, num_anchors=9, conv_dims=[64])
 model.proposal_generator.anchor_generator.update(sizes=[[16, 32, 64]], strides=[8])
-model.roi_heads.box_in_features = ['res5']
+model.roi_heads.update(box_in_features=['res5'], batch_size_per_image=128)
 model.roi_heads.box_pooler.scales = (1 / 8, )
 vote(model, 128, 3)
 dataloader.train.mapper.use_instance_mask = False

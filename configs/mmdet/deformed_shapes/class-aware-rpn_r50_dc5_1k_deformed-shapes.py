@@ -17,7 +17,7 @@ model = dict(
         in_channels=128,
         feat_channels=64,
         anchor_generator=dict(scales=[2, 4, 8], ratios=[0.6, 1.0, 1.67], strides=[8])),
-    train_cfg=dict(sampler=dict(num=64)),
+    train_cfg=dict(sampler=dict(num=128)),
     test_cfg=dict(nms_pre=200, max_per_img=50))
 
 val_evaluator = dict(metric='bbox')

@@ -1,4 +1,4 @@
-# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8.
+# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8. Its RoIs cost little.
 _base_ = ['../_base_/rfcn_r50_dc5.py', '../_base_/deformed_shapes.py', '../_base_/schedule_1k.py']
 
 model = dict(
@@ -23,10 +23,10 @@ model = dict(
             roi_layer=dict(output_size=3, in_channels=128)),
         bbox_head=dict(num_classes=6)),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=48, pos_fraction=0.33))),
-    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=50)))
+        rpn=dict(sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=600, max_per_img=300),
+        rcnn=dict(sampler=dict(num=128, pos_fraction=0.33))),
+    test_cfg=dict(rpn=dict(nms_pre=600, max_per_img=300), rcnn=dict(max_per_img=50)))
 
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator
