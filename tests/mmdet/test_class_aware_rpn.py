@@ -45,7 +45,7 @@ def test_losses_and_detections_of_a_head_that_knows_nothing():
     assert losses["loss_cls"][0].item() == pytest.approx(math.log(7))
     assert losses["loss_bbox"][0] > 0
     labels, weights = (part[0][0] for part in head.get_targets(*anchors_of(head, size), [truth], [size])[:2])
-    assert weights.sum() == 64 and set(labels[weights > 0].tolist()) == {4, 6}
+    assert weights.sum() == 128 and set(labels[weights > 0].tolist()) == {4, 6}
 
     scores[0].data.view(1, 9, 7, -1)[0, 4, [1, 3]] = 5.0  # two classes of one of the anchors
     (found,) = head.predict_by_feat(scores, deltas, batch_img_metas=[size])
