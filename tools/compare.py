@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import train_net
 
-from dk_detection.config_files import MMENGINE, framework_of
+from dk_detection.config_files import MMENGINE, framework_of, is_lazy_config
 from dk_detection.evaluation.seeds import Difference, Mean, holm
 
 # By the names that evaluators have for them: what the table calls a figure, and what makes it a percentage.
@@ -100,29 +100,35 @@ def train(config: Path, seed: int, work_dir: Path, options: list[str]) -> int:
         return train_net.main(
             [*command, "--work-dir", str(work_dir), "--cfg-options", *options, f"randomness.seed={seed}"]
         )
-    if config.suffix == ".py":
+    if is_lazy_config(config):
         return train_net.main([*command, *options, f"train.output_dir={work_dir}", f"train.seed={seed}"])
     words = [word for option in options for word in option.split("=", 1)]
     return train_net.main([*command, *words, "OUTPUT_DIR", str(work_dir), "SEED", str(seed)])
 
 
-def record_of(work_dir: Path) -> dict:
+def record_of(config: Path, work_dir: Path) -> dict:
     """What a finished run left in its folder: its figures and the course of its loss, [[iteration, loss], ...]."""
     metrics, losses = {}, {}
-    if (work_dir / "metrics.json").is_file():  # Detectron2's, one for all times that the run was started
-        for entry in _lines(work_dir / "metrics.json"):
-            iteration = entry.pop("iteration")
-            if "total_loss" in entry:
-                losses[iteration + 1] = round(entry["total_loss"], 4)
-            else:  # an evaluation; the last one counts. It says NaN where pycocotools says -1
-                metrics = {name: -1.0 if math.isnan(value) else value for name, value in entry.items()}
-    else:
+    if framework_of(config) == MMENGINE:
         metrics = json.loads((work_dir / "val.metrics.json").read_text(encoding="utf-8"))["metrics"]
         for log in sorted(work_dir.glob("*/vis_data/scalars.json")):  # a folder for each time that the run was started
             for entry in _lines(log):
                 if "loss" in entry:
                     losses[entry.get("iter", entry["step"])] = round(entry["loss"], 4)
+    else:
+        for entry in _lines(work_dir / "metrics.json"):  # one for all times that the run was started
+            iteration = entry.pop("iteration")
+            if "total_loss" in entry:
+                losses[iteration + 1] = round(entry["total_loss"], 4)
+            else:  # an evaluation; the last one counts
+                metrics = _as_pycocotools(entry)
     return {"metrics": {name: round(value, 6) for name, value in metrics.items()}, "loss": sorted(losses.items())}
+
+
+def _as_pycocotools(metrics: dict[str, float]) -> dict[str, float]:
+    """Detectron2 says NaN for -1, there was nothing to find, and for every figure where nothing was detected."""
+    undefined = [math.isnan(value) for value in metrics.values()]
+    return {} if all(undefined) else {name: -1.0 if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def _lines(path: Path) -> Iterator[dict]:
@@ -286,7 +292,7 @@ def main(argv: list[str]) -> int:
             if code in INTERRUPTED:
                 print("compare.py: interrupted; the same command goes on from here", file=sys.stderr)
             return code
-        run = {"config": config.stem, "seed": seed, "options": args.cfg_options, **record_of(work_dir)}
+        run = {"config": config.stem, "seed": seed, "options": args.cfg_options, **record_of(config, work_dir)}
         records.add({**run, "seconds": round(time.monotonic() - start, 1), **circumstances()})
         write_table()
     print(write_table(), end="")

@@ -112,6 +112,7 @@ def test_segmentors(compare):
     ("name", "text", "settings"),
     [
         ("lazy.py", "from detectron2.config import LazyCall\n", ["a.b=1", "train.output_dir={}", "train.seed=3"]),
+        ("saved.yaml", "model: {_target_: x}\n_target_: y\n", ["a.b=1", "train.output_dir={}", "train.seed=3"]),
         ("yaml.yaml", "MODEL: {}\n", ["a.b", "1", "OUTPUT_DIR", "{}", "SEED", "3"]),
     ],
 )
@@ -139,6 +140,14 @@ def test_detectron2(tmp_path, monkeypatch, name, text, settings):
     record = json.loads(out.with_suffix(".jsonl").read_text())
     assert record["loss"] == [[10, 2.0], [20, 1.0]] and record["metrics"] == {"bbox/AP": 30.0, "bbox/APl": -1.0}
     assert rows(out.read_text())[0][:3] == [f"`{config.stem}`", "1", "30.0 (30.0)"]
+
+
+def test_nothing_detected_by_detectron2(tmp_path):
+    config = tmp_path / "lazy.py"
+    config.write_text("from detectron2.config import LazyCall\n")
+    (tmp_path / "metrics.json").write_text('{"iteration": 20, "bbox/AP": NaN, "bbox/APl": NaN}\n')
+    record = tool.record_of(config, tmp_path)
+    assert record == {"metrics": {}, "loss": []} and tool.figure(record, "bbox/AP") == 0
 
 
 def test_one_seed_has_no_interval(compare):
