@@ -111,7 +111,7 @@ def test_checkpoints_beside_one_another(draw, data, framework):
 @pytest.mark.parametrize("place", [PLACE, ("--box", "20", "30", "80", "100")], ids=["point", "box"])
 def test_what_sways_a_response(draw, data, framework, kind, place):
     config = CONFIGS / framework / STEM.format("")
-    options = ("--layer", LAYER[framework], "--seconds", "0.1", "--cell", "16")
+    options = ("--layer", LAYER[framework], "--seconds", "0.1", "--cell", "4")  # too many to be tried
     picture, numbers = draw(kind, "--config", config, "--image", image(data), *place, *options)
     ((entry,),) = numbers.values()
     assert ("box" in entry) == (place is not PLACE)
@@ -119,7 +119,7 @@ def test_what_sways_a_response(draw, data, framework, kind, place):
         assert 0 <= entry["share"] <= 1
         assert entry["error"] <= 0.1
         assert entry["evaluations"] >= 9  # the whole image and eight trials, however slow the machine is
-        assert entry["ended_early"] in (False, True)  # a network drawn at random may need no more
+        assert entry["ended_early"]
     else:
         assert 0 < entry["radius"] < 128
     assert picture[..., :3].std() > 0.1  # not blank
