@@ -1,4 +1,5 @@
-# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8. Its RoIs cost little.
+# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8. A RoI costs little, so there
+# are as many as in the paper.
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.modeling.backbone import ResNet

@@ -1,4 +1,5 @@
-# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8. Its RoIs cost little.
+# A narrow R-FCN for objects of 14 to 60 pixels, at half the strides: conv4 and conv5 at 8. A RoI costs little, so there
+# are as many as in the paper.
 _base_ = ['../_base_/rfcn_r50_dc5.py', '../_base_/deformed_shapes.py', '../_base_/schedule_1k.py']
 
 model = dict(
